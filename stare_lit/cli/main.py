@@ -1,0 +1,122 @@
+"""``stare``: chooses the command by the first word, before any heavy import, and turns our own errors into one message.
+
+``fit | validate | test`` go to LightningCLI (its subcommands must be Trainer methods); every other command is a typed function of the same
+name in its own module, read by jsonargparse from the command line and ``--config`` files. A command may return an int, its exit code.
+"""
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from stare_lit import __version__
+
+PHASE_COMMANDS = {
+    "fit": "train a phase: stare fit --config configs/sta_ppo.yaml",
+    "validate": "evaluate a checkpoint on the validation seeds",
+    "test": "evaluate a checkpoint once on the test seeds",
+}
+FUNCTION_COMMANDS = {
+    "demos": "collect demonstrations",
+    "rollouts": "sample episodes of a policy for preference pairs",
+    "eval": "success of a policy or expert, with intervals",
+    "ipi": "all three phases on one lineage: stare ipi --config configs/ipi.yaml",
+    "doctor": "check this machine and say the way out of each fault",
+}
+# Defaults for a run that asks nobody for anything; what the user has set stays.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_SILENT": "true",
+    "PYTHONUNBUFFERED": "1",  # for child processes
+}
+OUR_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError)
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<10}{text}" for name, text in (PHASE_COMMANDS | FUNCTION_COMMANDS).items())
+    return (
+        f"usage: stare <command> [options]\n\n{rows}\n\n"
+        "stare <command> --help lists the options of a command, --print_config prints its full configuration.\n"
+        "stare --version prints the version. STARE_DEBUG=1 shows tracebacks and leaves standard input open for a debugger."
+    )
+
+
+def _debug() -> bool:
+    return os.environ.get("STARE_DEBUG", "0") not in ("", "0")
+
+
+def _set_environment() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "WANDB_API_KEY" not in os.environ:
+        os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def _close_stdin() -> None:
+    """Any prompt, ours or a library's, ends in an EOFError instead of a run that hangs; child processes inherit it."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    sys.stdin = os.fdopen(0, closefd=False)
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether a ``raise`` statement of this package raised ``error``: then its message is meant for the user."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = Path(__file__).resolve().parent.parent
+    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(package) and (frames[-1].line or "").startswith("raise")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"stare: error: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_USAGE)
+
+
+def _load(command: str) -> Callable[[Sequence[str]], object]:
+    """Import the module of ``command`` and return what runs it on the remaining arguments."""
+    if command in PHASE_COMMANDS:
+        run = import_module("stare_lit.cli.lightning").run
+        return lambda args: run([command, *args])
+    function = getattr(import_module(f"stare_lit.cli.{command}"), command)
+    auto_cli = import_module("jsonargparse").auto_cli
+    return lambda args: auto_cli(function, args=list(args), prog=f"stare {command}", as_positional=False)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run ``stare`` on ``argv`` (default: the process's arguments) and exit: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    command, *args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(_help())
+        raise SystemExit(0)
+    if command in ("-V", "--version"):
+        print(f"stare_lit {__version__}")
+        raise SystemExit(0)
+    known = [*PHASE_COMMANDS, *FUNCTION_COMMANDS]
+    if command not in known:
+        close = difflib.get_close_matches(command, known, n=1)
+        _fail(f"unknown command {command!r}; {f'did you mean {close[0]!r}? ' if close else ''}known: {', '.join(known)} (stare --help)")
+
+    _set_environment()
+    if not _debug():
+        _close_stdin()
+    try:
+        result = _load(command)(args)
+    except KeyboardInterrupt:
+        print("stare: interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except EOFError as error:
+        if _debug():
+            raise
+        _fail(f"a library asked a question on standard input ({error}); run with STARE_DEBUG=1 to see which")
+    except OUR_ERRORS as error:
+        if _debug() or not _raised_by_us(error):
+            raise
+        _fail(str(error))
+    raise SystemExit(result if type(result) is int else 0)
