@@ -1,0 +1,43 @@
+"""Toy-v0: the staged pick-and-place of ``envs/toy.py``, with the paper's four stages. All numbers are ours."""
+
+from stare_lit.stages.predicates import Above, AllOf, AnyOf, Below, Flag
+from stare_lit.stages.spec import ErrorTerm, Stage, StageSpec
+
+REACH_DISTANCE = 0.03
+"""Metres between gripper and object at which reaching ends."""
+KEEP_DISTANCE = 0.06
+"""Metres beyond which the object counts as out of reach again."""
+LIFT_HEIGHT = 0.03
+"""Metres above the table at which the object counts as lifted."""
+XY_TOLERANCE = 0.04
+"""Metres of horizontal offset from the target within which transport ends."""
+REACH_SCALE = 0.4
+"""Metres: about the largest distance from gripper to object at a reset."""
+GOAL_SCALE = 0.4
+"""Metres: about the largest distance from object to target at a reset."""
+PLACE_SCALE = 0.1
+"""Metres: height and tolerance at which placing starts."""
+
+OVER_TARGET = Below("object_to_target_xy", XY_TOLERANCE)
+REACH_ERROR = ErrorTerm("tcp_to_object", scale=REACH_SCALE)
+
+SPEC = StageSpec(
+    name="Toy-v0",
+    stages=(
+        Stage(
+            "reach",
+            ends=AnyOf(Flag("grasped"), Below("tcp_to_object", REACH_DISTANCE)),
+            error=(REACH_ERROR,),
+            keeps=AnyOf(Below("tcp_to_object", KEEP_DISTANCE), OVER_TARGET),
+        ),
+        Stage(
+            "grasp",
+            ends=AllOf(Flag("grasped"), Above("lift", LIFT_HEIGHT)),
+            error=(ErrorTerm.missing("lift", LIFT_HEIGHT), ErrorTerm.not_("grasped")),
+            keeps=AnyOf(Flag("grasped"), OVER_TARGET),
+        ),
+        Stage("transport", ends=OVER_TARGET, error=(ErrorTerm("object_to_target_xy", scale=GOAL_SCALE),), keeps=OVER_TARGET),
+        Stage("place", ends=Flag("success"), error=(ErrorTerm("object_to_final", scale=PLACE_SCALE), ErrorTerm.not_("released"))),
+    ),
+    whole_task=(REACH_ERROR, ErrorTerm("object_to_final", scale=GOAL_SCALE)),
+)

@@ -1,0 +1,20 @@
+"""Shape checks for the pure layers, one torch thread, and the optional shared test data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook(["stare_lit.objectives", "stare_lit.stages"], "beartype.beartype")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Test data kept beside the repository (``$STARE_SHARED``, else ``../shared``); skips where there is none."""
+    folder = Path(os.environ.get("STARE_SHARED") or Path(__file__).parents[1].parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"needs the shared test data: {folder} is absent; set STARE_SHARED to its folder")
+    return folder
