@@ -1,0 +1,215 @@
+"""ManiSkill3 tasks as one TorchRL environment in the VLA key schema (see ``stare_lit.keys``)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from stare_lit import keys
+from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS
+from stare_lit.envs.simulator import SimulatorConfig, camera_images, make_simulator
+
+ACTION_DIM = 7
+MAX_SEED = 2**31 - 1
+
+
+class ManiSkillEnv(EnvBase):
+    """One ManiSkill3 task; one step is one *decision*, which executes a chunk of up to ``chunk_size`` actions.
+
+    Two ways to run, one class: ``num_envs=1`` is a single scene on CPU physics with batch size ``[]`` (put several in a process with
+    ``SerialEnv`` and several processes beside each other with ``ParallelEnv``, see ``stare_lit.envs.factory``); ``num_envs > 1`` is a GPU
+    batch on ``physx_cuda`` with batch size ``[num_envs]``, whose data stays on the device.
+
+    The camera is rendered and the signals are measured once a decision, at its end. A decision stops early where the episode ends, so its
+    ``num_steps`` is h <= H. In a GPU batch the simulator cannot stop single scenes: those that ended are sent a zero action until the
+    decision is over, and what they report (reward, success, h) is that of their end.
+
+    Reward: ``step_reward`` is 1 at the first step with success where ``terminate_on_success``; otherwise the change of the success flag
+    (+1 on success, -1 when it is lost again).
+
+    Args:
+        task: one of ``stare_lit.envs.signals.SIGNALS``.
+        num_envs: parallel scenes; more than one needs CUDA.
+        chunk_size: H, actions in a decision.
+        observation: ``image`` (camera and proprioception) or ``state`` (proprioception and the poses of the objects, no camera).
+        image_size: height and width of the camera image, pixels.
+        cameras: names of the task's cameras; with one, ``observation.image`` is a tensor, else a sub-tree by name.
+        terminate_on_success: true for training; evaluation runs the full horizon.
+        seed_range: episode seeds are drawn from ``[low, high)`` where none is given at reset.
+        dense_reward: also measure the environment's own normalised dense reward.
+        visuals: ``light`` meshes, ``exact`` ones, or ``auto``: light where the renderer is a CPU.
+        max_episode_steps: horizon in steps; the task's own (50) by default.
+
+    Raises:
+        ValueError: unknown task, bad setting, missing assets (with the command that downloads them).
+        RuntimeError: no device that SAPIEN can render with.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        num_envs: int = 1,
+        chunk_size: int = 1,
+        observation: Literal["image", "state"] = "image",
+        image_size: int = 64,
+        cameras: Sequence[str] = ("base_camera",),
+        terminate_on_success: bool = True,
+        seed_range: tuple[int, int] = (0, 1_000_000),
+        dense_reward: bool = False,
+        visuals: Literal["auto", "light", "exact"] = "auto",
+        max_episode_steps: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size}: a decision executes at least one action; set chunk_size >= 1.")
+        if not 0 <= seed_range[0] < seed_range[1] <= MAX_SEED:
+            raise ValueError(f"seed_range={tuple(seed_range)}: must be 0 <= low < high <= {MAX_SEED}.")
+        config = SimulatorConfig(task, num_envs, observation, image_size, tuple(cameras), dense_reward, visuals)
+        self._sim, horizon = make_simulator(config)
+        super().__init__(device=device or self._sim.device, batch_size=[num_envs] if num_envs > 1 else [])
+        self.task, self.chunk_size, self.action_dim = task, chunk_size, ACTION_DIM
+        self.instructions = INSTRUCTIONS[task]
+        self.max_episode_steps = max_episode_steps or horizon
+        self.cameras, self.observation = tuple(cameras), observation
+        self.terminate_on_success, self.seed_range, self.dense_reward = terminate_on_success, tuple(seed_range), dense_reward
+        self._num = num_envs
+        self._measure, self._height = SIGNALS[task]
+        self._start_height = self._height(self._sim)
+        self._succeeded = torch.zeros(num_envs, dtype=torch.bool, device=self._sim.device)
+        self._seeds = torch.zeros(num_envs, dtype=torch.int64)
+        self._generator = torch.Generator().manual_seed(0)
+        self._make_specs()
+
+    # -- specs ---------------------------------------------------------------------------------------------------------
+    def _make_specs(self) -> None:
+        batch, device = self.batch_size, self.device
+        first = self._observe()
+        self.signal_names = tuple(first[keys.SIGNALS].keys())
+
+        def like(value: Tensor) -> Any:
+            if value.dtype == torch.uint8:
+                return Bounded(0, 255, shape=value.shape, dtype=torch.uint8, device=device)
+            return Unbounded(shape=value.shape, dtype=value.dtype, device=device)
+
+        def tree(td: TensorDictBase) -> Composite:
+            return Composite({k: tree(v) if isinstance(v, TensorDictBase) else like(v) for k, v in td.items()}, shape=batch, device=device)
+
+        spec = tree(first)
+        spec[keys.INSTRUCTION_ID] = Categorical(len(self.instructions), shape=batch, dtype=torch.int64, device=device)
+        spec[keys.EPISODE_SEED] = Bounded(0, MAX_SEED, shape=batch, dtype=torch.int64, device=device)
+        flag = Binary(shape=(*batch, 1), dtype=torch.bool, device=device)
+        scalar = Unbounded(shape=(*batch, 1), device=device)
+        spec[keys.SUCCESS] = flag.clone()
+        spec[keys.NUM_STEPS] = Bounded(0, self.chunk_size, shape=(*batch, 1), dtype=torch.int64, device=device)
+        spec[keys.STEP_REWARD] = Unbounded(shape=(*batch, self.chunk_size), device=device)
+        if self.dense_reward:
+            spec[keys.DENSE_REWARD] = scalar.clone()
+        self.observation_spec = spec
+        low_high = Bounded(-1.0, 1.0, shape=(*batch, self.chunk_size, ACTION_DIM), device=device)
+        self.action_spec = Composite({keys.VLA_ACTION: Composite(chunk=low_high, shape=batch, device=device)}, shape=batch, device=device)
+        self.reward_spec = scalar
+        self.done_spec = Composite({k: flag.clone() for k in (keys.DONE, keys.TERMINATED, keys.TRUNCATED)}, shape=batch, device=device)
+
+    # -- what is measured ----------------------------------------------------------------------------------------------
+    def _shaped(self, value: Tensor) -> Tensor:
+        """[N, ...] of the simulator -> the environment's batch."""
+        return value if self.batch_size else value[0]
+
+    def _state(self) -> Tensor:
+        """float32 [N, S]: joint positions and tool pose; in the `state` variant ManiSkill's own state observation."""
+        if self.observation == "state":
+            return self._sim.get_obs()
+        return torch.cat([self._sim.agent.robot.get_qpos(), self._sim.agent.tcp.pose.raw_pose], dim=-1)
+
+    def _observe(self, info: dict[str, Tensor] | None = None) -> TensorDict:
+        success = (self._sim.get_info() if info is None else info)["success"]
+        signals = {name: self._shaped(value.to(torch.float32)) for name, value in self._measure(self._sim, self._start_height).items()}
+        signals["success"] = self._shaped(success.to(torch.float32))
+        observation: dict[str, Any] = {"state": self._shaped(self._state().to(torch.float32))}
+        if self.observation == "image":
+            images = {name: self._shaped(image) for name, image in camera_images(self._sim, self.cameras).items()}
+            observation["image"] = images if len(images) > 1 else next(iter(images.values()))
+        return TensorDict({keys.OBSERVATION: observation, keys.SIGNALS: signals}, batch_size=self.batch_size, device=self.device)
+
+    # -- TorchRL hooks -------------------------------------------------------------------------------------------------
+    def _set_seed(self, seed: int | None) -> None:
+        self._generator = torch.Generator().manual_seed(0 if seed is None else int(seed))
+
+    def _draw_seeds(self, num: int) -> Tensor:
+        low, high = self.seed_range
+        return torch.randint(low, high, (num,), generator=self._generator)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, *, seed: int | Sequence[int] | None = None, **_: Any) -> TensorDict:
+        """Start episodes; ``seed`` gives the seed of each scene that is reset, in order."""
+        mask = None if tensordict is None or not self.batch_size else tensordict.get("_reset", None)
+        index = torch.arange(self._num) if mask is None else mask.reshape(-1).nonzero().squeeze(-1).cpu()
+        seeds = self._draw_seeds(len(index)) if seed is None else torch.as_tensor(seed, dtype=torch.int64).reshape(-1)
+        if len(seeds) != len(index):
+            raise ValueError(f"seed has {len(seeds)} entries but {len(index)} episodes start; give one seed for each.")
+        self._seeds[index] = seeds
+        options = None if mask is None else {"env_idx": index.to(self._sim.device)}
+        _, info = self._sim.reset(seed=self._seeds.tolist(), options=options)
+        index = index.to(self._sim.device)
+        self._start_height[index] = self._height(self._sim)[index]
+        self._succeeded[index] = False
+        return self._finish(self._observe(info), torch.zeros(self._num, self.chunk_size, device=self._sim.device))
+
+    def _finish(self, td: TensorDict, step_reward: Tensor, num_steps: Tensor | None = None, success: Tensor | None = None) -> TensorDict:
+        def column(value: Tensor) -> Tensor:
+            return self._shaped(value.reshape(self._num, 1)).to(self.device)
+
+        zeros = torch.zeros(self._num, dtype=torch.int64)
+        td[keys.INSTRUCTION_ID] = self._shaped(zeros).to(self.device)
+        td[keys.EPISODE_SEED] = self._shaped(self._seeds.clone()).to(self.device)
+        td[keys.STEP_REWARD] = self._shaped(step_reward).to(self.device)
+        td[keys.NUM_STEPS] = column(zeros if num_steps is None else num_steps)
+        td[keys.SUCCESS] = column(self._succeeded if success is None else success)
+        if self.dense_reward and keys.DENSE_REWARD not in td:
+            td[keys.DENSE_REWARD] = column(torch.zeros(self._num))
+        return td
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        chunk = tensordict[keys.ACTION_CHUNK].reshape(self._num, self.chunk_size, ACTION_DIM).to(self._sim.device)
+        running = torch.ones(self._num, dtype=torch.bool, device=chunk.device)
+        terminated, succeeded = torch.zeros_like(running), self._succeeded.clone()
+        num_steps = torch.zeros(self._num, dtype=torch.int64, device=chunk.device)
+        step_reward = torch.zeros(self._num, self.chunk_size, device=chunk.device)
+        dense = torch.zeros(self._num, device=chunk.device)
+        for i in range(self.chunk_size):
+            _, reward, _, _, info = self._sim.step(chunk[:, i] * running[:, None])
+            success = info["success"].bool()
+            step_reward[:, i] = (success.float() - succeeded.float()) * running
+            dense += reward * running
+            succeeded = torch.where(running, success, succeeded)
+            num_steps += running
+            if self.terminate_on_success:
+                terminated |= success & running
+            running = running & ~terminated & (self._sim.elapsed_steps < self.max_episode_steps)
+            if self._num == 1 and not running.item():
+                break
+        truncated = (self._sim.elapsed_steps >= self.max_episode_steps) & ~terminated
+        self._succeeded = succeeded
+        td = self._observe(info)
+        if self.dense_reward:
+            td[keys.DENSE_REWARD] = self._shaped(dense[:, None]).to(self.device)
+        self._finish(td, step_reward, num_steps, succeeded)
+        td[keys.REWARD] = self._shaped(step_reward.sum(-1, keepdim=True)).to(self.device)
+        for key, flag in ((keys.TERMINATED, terminated), (keys.TRUNCATED, truncated), (keys.DONE, terminated | truncated)):
+            td[key] = self._shaped(flag[:, None]).to(self.device)
+        return td
+
+    @property
+    def simulator(self) -> Any:
+        """The ManiSkill environment itself, for experts and videos."""
+        return self._sim
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Free the simulator."""
+        if not self.is_closed:
+            self._sim.close()
+        super().close(raise_if_closed=raise_if_closed)

@@ -1,0 +1,127 @@
+"""Privileged signals of each ManiSkill3 task: what the stage specs are written in.
+
+One pure function a task, from the simulator to named float32 tensors [N] (N = number of parallel scenes): lengths in metres, angles in
+radians, flags 0 or 1. A policy never reads them. To add a task, write one function and name it in ``SIGNALS``.
+
+``contact`` and ``grasped`` are asked of the simulator at each call (live), never read from a task's latched episode statistics.
+"""
+
+from collections.abc import Callable
+from math import pi
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONTACT_FORCE = 0.1  # N; a finger that presses harder than this touches the object
+PUSH_OFFSET = 0.005  # m behind the cube's face, ManiSkill's own push pose
+PULL_OFFSET = 0.01  # m beyond the cube's face, ManiSkill's own pull pose
+STACK_CLEARANCE = 0.03  # m above the final pose: where transport ends and placing begins
+STACK_XY_SLACK = 0.005  # m, ManiSkill's own tolerance
+STACK_Z_TOLERANCE = 0.005  # m, ManiSkill's own tolerance
+UPRIGHT_ANGLE = 0.08  # rad, ManiSkill's own tolerance
+UPRIGHT_HEIGHT = 0.005  # m, ManiSkill's own tolerance
+
+Signals = dict[str, Tensor]
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1)
+
+
+def _touches(env: Any, actor: Any) -> Tensor:
+    """Whether a finger presses on ``actor``."""
+    agent = env.agent
+    forces = [_norm(env.scene.get_pairwise_contact_forces(link, actor)) for link in (agent.finger1_link, agent.finger2_link)]
+    return torch.maximum(*forces) > CONTACT_FORCE
+
+
+def _along_x(env: Any, offset: float) -> Signals:
+    """PushCube and PullCube: a cube moved along x into a disc on the table."""
+    cube, goal = env.obj.pose.p, env.goal_region.pose.p
+    pose = cube.clone()
+    pose[:, 0] += offset
+    return {
+        "tcp_to_pose": _norm(pose - env.agent.tcp.pose.p),
+        "object_to_goal_xy": _norm((cube - goal)[:, :2]),
+        "object_height_error": (cube[:, 2] - env.cube_half_size).abs(),
+        "contact": _touches(env, env.obj),
+    }
+
+
+def push_cube(env: Any, start_height: Tensor) -> Signals:
+    """PushCube-v1. The push pose lies behind the cube, seen from the goal."""
+    return _along_x(env, -env.cube_half_size - PUSH_OFFSET)
+
+
+def pull_cube(env: Any, start_height: Tensor) -> Signals:
+    """PullCube-v1. The pull pose lies beyond the cube, seen from the robot."""
+    return _along_x(env, env.cube_half_size + PULL_OFFSET)
+
+
+def stack_cube(env: Any, start_height: Tensor) -> Signals:
+    """StackCube-v1: cube A onto cube B."""
+    cube, base = env.cubeA.pose.p, env.cubeB.pose.p
+    half = env.cube_half_size.to(cube)
+    final = base.clone()
+    final[:, 2] += 2 * half[2]
+    above = final.clone()
+    above[:, 2] += STACK_CLEARANCE
+    xy = _norm((cube - final)[:, :2])
+    grasped = env.agent.is_grasping(env.cubeA)
+    on_target = (xy <= torch.linalg.vector_norm(half[:2]) + STACK_XY_SLACK) & ((cube[:, 2] - final[:, 2]).abs() <= STACK_Z_TOLERANCE)
+    return {
+        "tcp_to_object": _norm(cube - env.agent.tcp.pose.p),
+        "contact": _touches(env, env.cubeA),
+        "grasped": grasped,
+        "lift": cube[:, 2] - start_height,
+        "object_to_target_xy": xy,
+        "object_to_above_target": _norm(cube - above),
+        "object_to_final": _norm(cube - final),
+        "on_target": on_target,
+        "released": ~grasped,
+        "static": env.cubeA.is_static(lin_thresh=1e-2, ang_thresh=0.5),
+    }
+
+
+def peg_axis(env: Any) -> Tensor:
+    """Unit vector [N, 3] along the peg, in the world."""
+    w, x, y, z = env.peg.pose.q.unbind(-1)
+    return torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)], dim=-1)
+
+
+def lift_peg_upright(env: Any, start_height: Tensor) -> Signals:
+    """LiftPegUpright-v1. ``upright`` is the true geometry: the task's own success reads an Euler angle and errs both ways."""
+    peg, axis, tcp = env.peg.pose.p, peg_axis(env), env.agent.tcp.pose.p
+    along = ((tcp - peg) * axis).sum(-1, keepdim=True).clamp(-env.peg_half_length, env.peg_half_length)
+    angle = torch.acos(axis[:, 2].abs().clamp(max=1.0)).clamp(0.0, pi / 2)
+    height_error = (peg[:, 2] - env.peg_half_length).abs()
+    return {
+        "tcp_to_object": _norm(peg + along * axis - tcp),
+        "contact": _touches(env, env.peg),
+        "grasped": env.agent.is_grasping(env.peg),
+        "lift": peg[:, 2] - start_height,
+        "axis_to_vertical": angle,
+        "height_error": height_error,
+        "upright": (angle < UPRIGHT_ANGLE) & (height_error < UPRIGHT_HEIGHT),
+    }
+
+
+def _object_height(name: str) -> Callable[[Any], Tensor]:
+    return lambda env: getattr(env, name).pose.p[:, 2].clone()
+
+
+# task -> (its signals, the height of its object: read once after a reset, it is the `start_height` of `lift`)
+SIGNALS: dict[str, tuple[Callable[[Any, Tensor], Signals], Callable[[Any], Tensor]]] = {
+    "PushCube-v1": (push_cube, _object_height("obj")),
+    "PullCube-v1": (pull_cube, _object_height("obj")),
+    "StackCube-v1": (stack_cube, _object_height("cubeA")),
+    "LiftPegUpright-v1": (lift_peg_upright, _object_height("peg")),
+}
+
+INSTRUCTIONS: dict[str, tuple[str, ...]] = {
+    "PushCube-v1": ("push the blue cube to the red and white target",),
+    "PullCube-v1": ("pull the blue cube to the red and white target",),
+    "StackCube-v1": ("stack the red cube on the green cube",),
+    "LiftPegUpright-v1": ("lift the peg upright",),
+}

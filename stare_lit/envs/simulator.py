@@ -1,0 +1,117 @@
+"""Making a ManiSkill3 simulator: checks first, no prompt, light visuals, its cameras."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from stare_lit.envs.signals import SIGNALS
+
+
+@dataclass(frozen=True)
+class SimulatorConfig:
+    """What the simulator is made from; the arguments of ``ManiSkillEnv``."""
+
+    task: str
+    num_envs: int = 1
+    observation: Literal["image", "state"] = "image"
+    image_size: int = 64
+    cameras: tuple[str, ...] = ("base_camera",)
+    dense_reward: bool = False
+    visuals: Literal["auto", "light", "exact"] = "auto"
+
+
+def _check(config: SimulatorConfig) -> None:
+    if config.task not in SIGNALS:
+        raise ValueError(f"task={config.task!r} is unknown; choose one of {sorted(SIGNALS)} (or Toy-v0).")
+    if config.observation not in ("image", "state"):
+        raise ValueError(f"observation={config.observation!r}: choose 'image' or 'state'.")
+    if config.visuals not in ("auto", "light", "exact"):
+        raise ValueError(f"visuals={config.visuals!r}: choose 'auto', 'light' or 'exact'.")
+    if config.image_size < 8:
+        raise ValueError(f"image_size={config.image_size}: at least 8 pixels are needed.")
+    if config.num_envs < 1:
+        raise ValueError(f"num_envs={config.num_envs}: at least 1.")
+    if config.num_envs > 1 and not torch.cuda.is_available():
+        raise ValueError(
+            f"num_envs={config.num_envs} in one simulator needs CUDA (physx_cuda), and no CUDA device is visible; "
+            "use stare_lit.envs.factory.make_env, which runs CPU environments side by side."
+        )
+
+
+def missing_assets(task: str) -> list[str]:
+    """Ids of the task's asset groups that are not on disk."""
+    import mani_skill.envs  # noqa: F401  registers the tasks
+    from mani_skill.utils import assets
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    missing = []
+    for asset in REGISTERED_ENVS[task].asset_download_ids or []:
+        sources = assets.expand_data_group_into_individual_data_source_ids(asset) if asset in assets.DATA_GROUPS else [asset]
+        missing += [source for source in sources if not assets.is_data_source_downloaded(source)]
+    return missing
+
+
+def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
+    """The unwrapped ManiSkill environment and its horizon in steps.
+
+    Everything that ManiSkill would ask about on standard input is checked before, and is an error here.
+
+    Raises:
+        ValueError: unknown task or bad setting; missing assets, with the command that downloads them.
+        RuntimeError: no device that SAPIEN can render with.
+    """
+    _check(config)
+    import gymnasium
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    missing = missing_assets(config.task)
+    if missing:
+        commands = "; ".join(f"python -m mani_skill.utils.download_asset {asset}" for asset in missing)
+        raise ValueError(f"task={config.task!r} needs assets that are not on disk: {missing}. Download them with: {commands} (or set MS_ASSET_DIR).")
+    sees = config.observation == "image"
+    cpu_rendering = not torch.cuda.is_available()
+    render_backend = ("cpu" if cpu_rendering else "gpu") if sees else "none"
+    try:
+        env = gymnasium.make(
+            config.task,
+            num_envs=config.num_envs,
+            obs_mode="none" if sees else "state",
+            reward_mode="normalized_dense" if config.dense_reward else "none",
+            control_mode="pd_ee_delta_pose",
+            sim_backend="physx_cpu" if config.num_envs == 1 else "physx_cuda",
+            render_backend=render_backend,
+            sensor_configs={"width": config.image_size, "height": config.image_size},
+        )
+    except RuntimeError as error:
+        if sees and any(word in str(error).lower() for word in ("vulkan", "physical device", "render")):
+            raise RuntimeError(
+                f"task={config.task!r}: SAPIEN found no Vulkan device to render with ({error}). Run `stare doctor`, which says what to install; "
+                "observation='state' and Toy-v0 need no camera."
+            ) from error
+        raise
+    horizon = REGISTERED_ENVS[config.task].max_episode_steps
+    simulator = env.unwrapped
+    if sees:
+        unknown = [name for name in config.cameras if name not in simulator.scene.sensors]
+        if unknown or not config.cameras:
+            raise ValueError(f"cameras={list(config.cameras)}: {config.task} has {sorted(simulator.scene.sensors)}; name one or more of these.")
+        if config.visuals == "light" or (config.visuals == "auto" and cpu_rendering):
+            from stare_lit.envs.visuals import lighten
+
+            lighten(simulator.scene.sub_scenes)
+    return simulator, horizon
+
+
+def camera_images(simulator: Any, cameras: tuple[str, ...]) -> dict[str, Tensor]:
+    """uint8 [N, 3, H, W] of each named camera, objects that the task hides hidden."""
+    for actor in simulator._hidden_objects:
+        actor.hide_visual()
+    simulator.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+    images = {}
+    for name in cameras:
+        sensor = simulator.scene.sensors[name]
+        sensor.capture()
+        images[name] = sensor.get_obs(rgb=True, depth=False, position=False, segmentation=False)["rgb"].permute(0, 3, 1, 2).contiguous()
+    return images
