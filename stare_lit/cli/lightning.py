@@ -1,0 +1,107 @@
+"""``stare fit | validate | test``: LightningCLI with a run folder, checked checkpoints and a summary at the end."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from stare_lit.cli.run_folder import choose_run_dir, fill_run_dir, next_config_path
+
+CHECKPOINT_WORDS = ("last", "best", "hpc")  # resolved by Lightning, inside the run folder
+
+
+class StareCLI(LightningCLI):
+    """LightningCLI where ``class_path`` in YAML chooses model and data, and ``--run_dir`` says where everything is written."""
+
+    run_dir: Path
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """fit, validate and test; there is nothing to ``predict``."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--run_dir``."""
+        parser.add_argument("--run_dir", type=str | None, default=None, help="folder of this run; default: the first free number under runs/<phase>/")
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder and fill it in where the user left a folder open; what gets saved is the configuration without it."""
+        config = self.config[self.subcommand]
+        phase = config.model.class_path.split(".")[-2]
+        name = phase if self.subcommand == "fit" else f"{phase}-{self.subcommand}"
+        self.asked = config.clone()
+        self.asked.run_dir = None
+        self.run_dir = choose_run_dir(config.run_dir, config.ckpt_path, name=name)
+        fill_run_dir(config.trainer, self.run_dir)
+
+    def after_instantiate_classes(self) -> None:
+        """Record the configuration: from here on the folder holds a run."""
+        if not self.trainer.fast_dev_run:
+            self._write_config()
+
+    @rank_zero_only
+    def _write_config(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._parser(self.subcommand).save(self.asked, str(next_config_path(self.run_dir)), skip_none=False, multifile=False)
+
+    def _parse_ckpt_path(self) -> None:
+        """Check that ``--ckpt_path`` names a Lightning checkpoint. (Upstream also lets it override the model's settings; here the given ones hold.)"""
+        path = self.config[self.config.subcommand].ckpt_path
+        if path is None or path in CHECKPOINT_WORDS:
+            return
+        if not Path(path).is_file():
+            raise ValueError(f"ckpt_path={path!r} is not a file; give the .ckpt file of an earlier run, or --run_dir with --ckpt_path last")
+        try:
+            keys = torch.load(path, map_location="meta", weights_only=False, mmap=True).keys()
+        except Exception as error:
+            raise ValueError(f"ckpt_path={path!r} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
+        if missing := {"state_dict", "pytorch-lightning_version"} - set(keys):
+            raise ValueError(f"ckpt_path={path!r} is no Lightning checkpoint: it lacks {sorted(missing)}")
+
+    def after_fit(self) -> None:
+        """Say where the results lie and what to run next; an interrupted run says how to go on and exits with 130."""
+        self._summary()
+
+    @rank_zero_only
+    def _summary(self) -> None:
+        checkpoint = self.trainer.checkpoint_callback
+        best, last = getattr(checkpoint, "best_model_path", ""), getattr(checkpoint, "last_model_path", "")
+        console = Console(soft_wrap=True, highlight=False)
+        console.print(f"\nrun folder       {self.run_dir}")
+        for label, path in (("best checkpoint", best), ("last checkpoint", last)):
+            if path:
+                console.print(f"{label}  {_relative(path)}")
+        if best or last:
+            config = self.run_dir / "config.yaml"
+            console.print(f"next             stare test --config {config} --ckpt_path {_relative(best or last)}")
+            console.print(f"go on training   stare fit --config {config} --run_dir {self.run_dir} --ckpt_path last --trainer.max_epochs ...")
+
+
+def _relative(path: str) -> str:
+    """``path`` as seen from here, where that is shorter."""
+    resolved = Path(path).resolve()
+    return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(resolved)
+
+
+def run(args: Sequence[str]) -> Any:
+    """Run ``stare`` with ``args`` (subcommand first, e.g. ``["fit", "--config", "configs/sft.yaml"]``) and return the finished CLI object.
+
+    The object holds ``trainer``, ``model``, ``datamodule`` and ``run_dir``.
+    """
+    return StareCLI(
+        model_class=LightningModule,
+        datamodule_class=LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={"prog": "stare"},
+        args=None if list(args) == sys.argv[1:] else list(args),
+    )
