@@ -1,0 +1,1 @@
+"""Policies: ``nn.Module`` only, never Lightning."""

@@ -1,0 +1,250 @@
+"""The policy: images, proprioception and an instruction in, tokens of an action chunk out."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from stare_lit import keys
+from stare_lit.models.vla import io
+from stare_lit.models.vla.actions import ActionCodec, ActionStatistics
+from stare_lit.models.vla.config import VLAConfig
+from stare_lit.models.vla.inputs import Inputs, read_inputs
+from stare_lit.models.vla.instruction import INSTRUCTION_TOKENS, PromptTokenizer
+from stare_lit.models.vla.sequence import attention_mask, positions
+from stare_lit.models.vla.towers import VisionEncoder
+from stare_lit.models.vla.value_head import ValueHead
+
+CERTAIN = 1e4
+"""Logit margin of the one token a constant action dimension has: its log-probability and entropy are exactly 0 in float32."""
+
+
+class VLAPolicy(nn.Module):
+    """Vision tower(s) -> projector -> causal language model -> action bins in the vocabulary tail (OpenVLA, arXiv 2406.09246), with a value head.
+
+    The sequence is: BOS, image patches, [proprioception], prompt, action part. Autoregressive decoding reads the logits of action token i at the token
+    before it; parallel decoding appends one learned placeholder per action token and reads the logits there, all in one pass.
+    Log-probabilities are over the ``num_bins`` action ids only, in float32. Dimensions whose statistics are constant are not decided in parallel decoding:
+    their token is the middle bin with probability 1.
+
+    Every method takes any leading batch dimensions and reads the keys of ``stare_lit.keys``: images, state, and the instruction as text or, where
+    ``instruction_tokens`` stands, from there.
+
+    Args:
+        config: what to build.
+    """
+
+    def __init__(self, config: VLAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.prompts = PromptTokenizer(config.tokenizer, config.prompt, config.prompt_length, config.pad_id, config.prompt_suffix)
+        if self.prompts.vocab_size > config.llm["vocab_size"]:
+            raise ValueError(f"llm['vocab_size']={config.llm['vocab_size']}: less than the tokenizer's {self.prompts.vocab_size}")
+        width = config.llm["hidden_size"]
+        self.causal = config.attention == "causal"
+        self.vision = VisionEncoder(config.towers, config.image_size)
+        self.projector = _projector(config.projector, self.vision.width, width, len(config.towers))
+        self.state_projector = nn.Linear(config.state_dim, width) if config.state_dim else None
+        self.language_model = LlamaForCausalLM(LlamaConfig(**config.llm, is_causal=self.causal, use_cache=False, attn_implementation="sdpa"))
+        self.placeholders = nn.Parameter(torch.randn(config.num_action_tokens, width) * 0.5) if config.decoding == "parallel" else None
+        self.value_head = ValueHead(width, config.value_head)
+        self.actions = ActionCodec(config.action_dim, config.num_bins)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "VLAPolicy":
+        """The policy that ``save_pretrained`` wrote into folder ``path``. Raises ValueError for a missing, foreign or damaged one."""
+        return io.load(cls, Path(path))
+
+    def save_pretrained(self, path: str | Path, dtype: str = "float32") -> None:
+        """Write weights (safetensors; floating ones as ``dtype``), config, tokenizer and action statistics into folder ``path``."""
+        io.save(self, Path(path), dtype)
+
+    @property
+    def chunk_size(self) -> int:
+        """Actions per decision."""
+        return self.config.chunk_size
+
+    @property
+    def window_offset(self) -> int:
+        """Vocabulary id of window id 0: the target of a plain cross-entropy over the whole vocabulary is window id + this."""
+        return self.config.window_offset
+
+    def set_action_statistics(self, statistics: ActionStatistics) -> None:
+        """Use these ranges for encoding and decoding (before training; they travel with the weights)."""
+        self.actions.set(statistics)
+
+    def encode_actions(self, chunk: Tensor) -> Tensor:
+        """Actions float [..., A] in the environment's units -> window ids int64 [..., A]."""
+        return self.actions.encode(chunk)
+
+    def decode_actions(self, tokens: Tensor) -> Tensor:
+        """Window ids int64 [..., A] -> actions float32 [..., A] in the environment's units."""
+        return self.actions.decode(tokens)
+
+    @torch.no_grad()
+    def act(
+        self, tensordict: TensorDictBase, *, temperature: float, value: bool = False, generator: torch.Generator | None = None
+    ) -> TensorDictBase:
+        """Sample a chunk and write tokens, log-probabilities [*B, H, A], chunk, prompt tokens (and the state value [*B, 1]) into ``tensordict``.
+
+        ``temperature`` 0 takes the likeliest tokens and gives their log-probabilities at temperature 1.
+        """
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature}: must be 0 (greedy) or positive")
+        inputs = self._read(tensordict)
+        decode = self._act_autoregressive if self.placeholders is None else self._act_parallel
+        tokens, log_probs, hidden = decode(inputs, temperature, generator)
+        batch, shape = tensordict.batch_size, (self.config.chunk_size, self.config.action_dim)
+        tokens = tokens.view(*batch, *shape)
+        tensordict.set(keys.ACTION_TOKENS, tokens)
+        tensordict.set(keys.LOG_PROBS, log_probs.view(*batch, *shape))
+        tensordict.set(keys.ACTION_CHUNK, self.decode_actions(tokens))
+        tensordict.set(INSTRUCTION_TOKENS, inputs.prompt.view(*batch, -1))
+        if value:
+            tensordict.set(keys.STATE_VALUE, self.value_head(hidden[:, 0], inputs.signals).view(*batch, 1))
+        return tensordict
+
+    def evaluate_actions(self, tensordict: TensorDictBase, *, temperature: float = 1.0, value: bool = False) -> TensorDict:
+        """Log-probabilities ``log_probs`` and ``entropy`` [*B, H, A] of the stored tokens at ``temperature`` (and ``state_value`` [*B, 1]), with gradients."""
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature}: must be positive")
+        batch, tokens = tensordict.batch_size, tensordict.get(keys.ACTION_TOKENS)
+        inputs = self._read(tensordict)
+        logits, hidden = self._teacher_forced(inputs, tokens.reshape(-1, self.config.num_action_tokens))
+        log_probs = self._window(logits).div(temperature).log_softmax(dim=-1)
+        chosen = log_probs.gather(-1, tokens.reshape(*log_probs.shape[:-1], 1)).view(tokens.shape)
+        result = {"log_probs": chosen, "entropy": -(log_probs.exp() * log_probs).sum(dim=-1).view(tokens.shape)}
+        if value:
+            result[keys.STATE_VALUE] = self.value_head(hidden[:, 0], inputs.signals).view(*batch, 1)
+        return TensorDict(result, batch_size=batch)
+
+    def value_only(self, tensordict: TensorDictBase) -> Tensor:
+        """State value float32 [*B, 1], with gradients; no action token is decoded."""
+        inputs = self._read(tensordict)
+        first = None if self.placeholders is None else self._placeholders(len(inputs.images))
+        hidden = self._hidden(inputs, first)[:, -1 if first is None else -first.shape[1]]
+        return self.value_head(hidden, inputs.signals).view(*tensordict.batch_size, 1)
+
+    def logits(self, tensordict: TensorDictBase, *, full_vocabulary: bool = False) -> Tensor:
+        """Logits float32 [*B, H, A, num_bins] over window ids, teacher forced with the stored tokens where decoding is autoregressive.
+
+        With ``full_vocabulary``, over all ids [*B, H, A, V]; window id w is id ``window_offset + w``.
+        """
+        tokens = None if self.placeholders is not None else tensordict.get(keys.ACTION_TOKENS).reshape(-1, self.config.num_action_tokens)
+        logits, _ = self._teacher_forced(self._read(tensordict), tokens)
+        logits = logits if full_vocabulary else self._window(logits)
+        return logits.view(*tensordict.batch_size, self.config.chunk_size, self.config.action_dim, -1)
+
+    # ---- the parts -------------------------------------------------------------------------------------------------------------------------------
+
+    def _read(self, tensordict: TensorDictBase) -> Inputs:
+        return read_inputs(tensordict, self.config, self.prompts)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        return self.language_model.get_input_embeddings()(token_ids)
+
+    def _placeholders(self, num: int) -> Tensor:
+        """[N, H * active dimensions, D]: constant dimensions need none."""
+        grid = self.placeholders.view(self.config.chunk_size, self.config.action_dim, -1)
+        return grid[:, list(self.actions.active_dims)].flatten(0, 1).expand(num, -1, -1)
+
+    def _context(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """Embeddings [N, S, D] of everything before the action part, and which of them count [N, S] (None: all)."""
+        num = len(inputs.images)
+        prompt, padded = inputs.trimmed_prompt(self.config.pad_id)
+        patches = self.projector(self.vision(inputs.images.flatten(0, 1))).view(num, -1, self.config.llm["hidden_size"])
+        bos = torch.full((num, 1), self.config.bos_id, device=prompt.device)
+        parts = [self._embed(bos), patches]
+        if self.state_projector is not None:
+            parts.append(self.state_projector(inputs.state)[:, None])
+        parts.append(self._embed(prompt))
+        embeddings = torch.cat([part.to(patches.dtype) for part in parts], dim=1)
+        if not padded:
+            return embeddings, None
+        before = torch.ones(num, embeddings.shape[1] - prompt.shape[1], dtype=torch.bool, device=prompt.device)
+        return embeddings, torch.cat([before, prompt != self.config.pad_id], dim=1)
+
+    def _forward(self, embeddings: Tensor, valid: Tensor | None, cache: DynamicCache | None = None) -> Tensor:
+        """Final hidden states [N, Q, D] of ``embeddings``; ``valid`` [N, S] covers the cached positions too."""
+        num_queries = embeddings.shape[1]
+        masking = {} if valid is None else {"attention_mask": attention_mask(valid, num_queries, causal=self.causal), "position_ids": positions(valid)[:, -num_queries:]}
+        model = self.language_model.get_decoder()
+        return model(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None, is_causal=self.causal, **masking).last_hidden_state
+
+    def _hidden(self, inputs: Inputs, appended: Tensor | None) -> Tensor:
+        embeddings, valid = self._context(inputs)
+        if appended is not None:
+            embeddings = torch.cat([embeddings, appended.to(embeddings.dtype)], dim=1)
+            valid = _extend(valid, appended.shape[1])
+        return self._forward(embeddings, valid)
+
+    def _teacher_forced(self, inputs: Inputs, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Full logits float32 [N, H * A, V] and the hidden states that gave them, the first action token's first."""
+        if self.placeholders is None:
+            hidden = self._hidden(inputs, self._embed(tokens[:, :-1] + self.window_offset))[:, -tokens.shape[1] :]
+            return self._lm_head(hidden), hidden
+        appended = self._placeholders(len(inputs.images))
+        hidden = self._hidden(inputs, appended)[:, -appended.shape[1] :]
+        return self._scatter_constant(self._lm_head(hidden)), hidden
+
+    def _lm_head(self, hidden: Tensor) -> Tensor:
+        head = self.language_model.get_output_embeddings()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return head(hidden.to(head.weight.dtype)).float()
+
+    def _scatter_constant(self, logits: Tensor) -> Tensor:
+        """Logits of the active dimensions [N, H * active, V] -> of all dimensions [N, H * A, V]."""
+        active, config = list(self.actions.active_dims), self.config
+        if len(active) == config.action_dim:
+            return logits
+        full = logits.new_zeros(len(logits), config.chunk_size, config.action_dim, logits.shape[-1])
+        full[..., self.window_offset + self.actions.middle] = CERTAIN
+        full[:, :, active] = logits.view(len(logits), config.chunk_size, len(active), -1)
+        return full.flatten(1, 2)
+
+    def _window(self, logits: Tensor) -> Tensor:
+        return logits[..., self.window_offset : self.window_offset + self.config.num_bins]
+
+    def _act_parallel(self, inputs: Inputs, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        logits, hidden = self._teacher_forced(inputs, None)
+        return *_sample(self._window(logits), temperature, generator), hidden
+
+    def _act_autoregressive(self, inputs: Inputs, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        embeddings, valid = self._context(inputs)
+        cache, drawn, first = DynamicCache(config=self.language_model.config), [], None
+        for _ in range(self.config.num_action_tokens):
+            if drawn:
+                embeddings, valid = self._embed(drawn[-1][0] + self.window_offset), _extend(valid, 1)
+            hidden = self._forward(embeddings, valid, cache)[:, -1:]
+            first = hidden if first is None else first
+            drawn.append(_sample(self._window(self._lm_head(hidden)), temperature, generator))
+        tokens, log_probs = (torch.cat(part, dim=1) for part in zip(*drawn, strict=True))
+        return tokens, log_probs, first
+
+
+def _extend(valid: Tensor | None, length: int) -> Tensor | None:
+    return None if valid is None else torch.cat([valid, valid.new_ones(len(valid), length)], dim=1)
+
+
+def _sample(logits: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Window logits [N, L, num_bins] -> tokens int64 [N, L] and their log-probabilities [N, L]; temperature 0 is greedy."""
+    log_probs = (logits / temperature if temperature > 0 else logits).log_softmax(dim=-1)
+    if temperature > 0:
+        tokens = torch.multinomial(log_probs.exp().flatten(0, 1), 1, generator=generator).view(log_probs.shape[:-1])
+    else:
+        tokens = log_probs.argmax(dim=-1)
+    return tokens, log_probs.gather(-1, tokens[..., None]).squeeze(-1)
+
+
+def _projector(kind: str, source: int, target: int, num_towers: int) -> nn.Module:
+    """OpenVLA's projector has three layers for joined towers, 4 * source wide in the first, and two for a single one."""
+    if kind == "linear":
+        return nn.Linear(source, target)
+    widths: tuple[Any, ...] = (source, 4 * source, target, target) if num_towers > 1 else (source, target, target)
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.GELU()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,100 @@
+"""Vision: uint8 images -> patch features."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+
+from stare_lit.models.vla.config import TowerConfig
+
+
+class ConvStem(nn.Module):
+    """Small convolutional tower: stride-2 convolutions down to a coarse grid of patches, with learned position maps.
+
+    A position map is added early too (after the second convolution), where a cell is four pixels wide: later convolutions can then write *where*
+    something is into the channels of a coarse patch, which is what centimetre-precise reaching from a 64-pixel image needs.
+
+    Args:
+        image_size: side of the image in pixels.
+        channels: output channels of the stride-2 convolutions; a patch is ``2 ** len(channels)`` pixels wide.
+        width: features of a patch.
+    """
+
+    def __init__(self, image_size: int, channels: tuple[int, ...] = (32, 48, 96, 128), width: int = 160) -> None:
+        super().__init__()
+        stride = 2 ** len(channels)
+        if len(channels) < 2 or image_size % stride:
+            raise ValueError(f"channels={tuple(channels)}: needs at least 2 entries, and image_size={image_size} must be a multiple of {stride}")
+        self.width = width
+        self.num_patches = (image_size // stride) ** 2
+        blocks = [
+            nn.Sequential(nn.Conv2d(source, target, 3, stride=2, padding=1), nn.GroupNorm(8, target), nn.SiLU())
+            for source, target in zip((3, *channels[:-1]), channels, strict=True)
+        ]
+        self.fine, self.coarse = nn.Sequential(*blocks[:2]), nn.Sequential(*blocks[2:])
+        self.fine_position = nn.Parameter(torch.randn(1, channels[1], image_size // 4, image_size // 4) * 0.1)
+        self.output = nn.Linear(channels[-1], width)
+        self.position = nn.Parameter(torch.randn(1, self.num_patches, width) * 0.1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised images float [N, 3, S, S] -> features [N, P, width]."""
+        features = self.coarse(self.fine(pixels) + self.fine_position)
+        return self.output(features.flatten(2).transpose(1, 2)) + self.position
+
+
+class TransformerTower(nn.Module):
+    """Patch features of a transformers vision transformer, as block ``feature_layer`` leaves them: no final norm, no class or register tokens.
+
+    Blocks after ``feature_layer``, the final norm and the pooling head influence no output and are not built.
+    """
+
+    def __init__(self, config: TowerConfig, image_size: int) -> None:
+        super().__init__()
+        vision_config = AutoConfig.for_model(config.kind, **{**config.kwargs, "image_size": image_size})
+        if not -vision_config.num_hidden_layers <= config.feature_layer < 0:
+            raise ValueError(f"feature_layer={config.feature_layer}: counts from the end, so -{vision_config.num_hidden_layers}..-1")
+        vision_config.num_hidden_layers += config.feature_layer + 1
+        vision_config.vision_use_head = False
+        model = AutoModel.from_config(vision_config)
+        self.embeddings = model.embeddings
+        self.layers = model.encoder.layers if hasattr(model.encoder, "layers") else model.encoder.layer
+        self.width = vision_config.hidden_size
+        self.num_patches = (image_size // vision_config.patch_size) ** 2
+        if hasattr(self.embeddings, "mask_token"):
+            self.embeddings.mask_token.requires_grad_(False)  # only for masked pre-training
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised images float [N, 3, S, S] -> features [N, P, width]."""
+        hidden = self.embeddings(pixels)
+        for layer in self.layers:
+            hidden = layer(hidden, None)
+        return hidden[:, -self.num_patches :]
+
+
+class VisionEncoder(nn.Module):
+    """All towers over one image, features joined on the channel axis (OpenVLA)."""
+
+    def __init__(self, towers: tuple[TowerConfig, ...], image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.towers = nn.ModuleList(
+            ConvStem(image_size, **tower.kwargs) if tower.kind == "conv_stem" else TransformerTower(tower, image_size) for tower in towers
+        )
+        for index, tower in enumerate(towers):
+            self.register_buffer(f"mean_{index}", torch.tensor(tower.image_mean).view(3, 1, 1) * 255.0, persistent=False)
+            self.register_buffer(f"std_{index}", torch.tensor(tower.image_std).view(3, 1, 1) * 255.0, persistent=False)
+        patches = {tower.num_patches for tower in self.towers}
+        if len(patches) > 1:
+            raise ValueError(f"towers: give {sorted(patches)} patches for one image; all must give the same number")
+        self.num_patches = patches.pop()
+        self.width = sum(tower.width for tower in self.towers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images uint8 [N, 3, H, W] -> features [N, P, width]. Raises ValueError for another dtype or shape."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"image: is {images.dtype} {list(images.shape)}, must be uint8 [N, 3, H, W]")
+        pixels = images.to(self.mean_0.dtype)
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            pixels = F.interpolate(pixels, size=(self.image_size, self.image_size), mode="bicubic", antialias=True).clamp_(0.0, 255.0)
+        features = [tower((pixels - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}")) for i, tower in enumerate(self.towers)]
+        return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
