@@ -3,20 +3,20 @@
 from stare_lit.stages.predicates import Above, AllOf, AnyOf, Below, Flag
 from stare_lit.stages.spec import ErrorTerm, Stage, StageSpec
 
-REACH_DISTANCE = 0.03
-"""Metres between gripper and object at which reaching ends."""
+REACH_DISTANCE = 0.025
+"""Metres between gripper and block at which reaching ends: the gripper grasps from there."""
 KEEP_DISTANCE = 0.06
-"""Metres beyond which the object counts as out of reach again."""
+"""Metres beyond which the block counts as out of reach again."""
 LIFT_HEIGHT = 0.03
-"""Metres above the table at which the object counts as lifted."""
-XY_TOLERANCE = 0.04
-"""Metres of horizontal offset from the target within which transport ends."""
-REACH_SCALE = 0.4
-"""Metres: about the largest distance from gripper to object at a reset."""
-GOAL_SCALE = 0.4
-"""Metres: about the largest distance from object to target at a reset."""
+"""Metres above the table at which the block counts as lifted."""
+XY_TOLERANCE = 0.03
+"""Metres of horizontal offset from the pad that success allows."""
+REACH_SCALE = 0.3
+"""Metres: a long way from gripper to block at a reset."""
+GOAL_SCALE = 0.3
+"""Metres: a long way from block to pad at a reset."""
 PLACE_SCALE = 0.1
-"""Metres: height and tolerance at which placing starts."""
+"""Metres: about the height from which the block is put down."""
 
 OVER_TARGET = Below("object_to_target_xy", XY_TOLERANCE)
 REACH_ERROR = ErrorTerm("tcp_to_object", scale=REACH_SCALE)
