@@ -1,4 +1,7 @@
-"""Builds the small tokenizer that ships with the package (byte-pair encoding over robot instructions): python scripts/build_tokenizer.py"""
+"""Builds the small tokenizer that ships with the package (byte-pair encoding over robot instructions): python scripts/build_tokenizer.py
+
+Ties are broken differently from run to run, so ids change; a saved policy carries its own tokenizer and does not mind.
+"""
 
 import itertools
 from pathlib import Path
@@ -9,7 +12,9 @@ TARGET = Path(__file__).parents[1] / "stare_lit" / "models" / "vla" / "tokenizer
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]  # ids 0..3
 LETTERS = list("abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'-_/()")
 COLOURS = "red green blue yellow orange purple white black grey brown pink".split()
-OBJECTS = "cube block peg ball carrot spoon eggplant plate towel basket bowl cup mug can bottle box drawer door tray sink target goal region towel cloth table".split()
+OBJECTS = (
+    "cube block peg ball carrot spoon eggplant plate towel basket bowl cup mug can bottle box drawer door tray sink target goal region cloth table".split()
+)
 VERBS = "push pull move lift pick place put stack slide open close turn grasp insert rotate take bring drop".split()
 PLACES = "on in into onto to from under next left right front of behind above top up down upright and then it the a with inside out away".split()
 SENTENCES = [
@@ -32,7 +37,9 @@ def main() -> None:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-    trainer = trainers.BpeTrainer(vocab_size=320, min_frequency=2, special_tokens=SPECIAL, initial_alphabet=LETTERS, end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, min_frequency=2, special_tokens=SPECIAL, initial_alphabet=LETTERS, end_of_word_suffix="</w>", show_progress=False
+    )
     words = [" ".join(pair) for pair in itertools.product(VERBS + PLACES, COLOURS, OBJECTS)]
     tokenizer.train_from_iterator(words + SENTENCES * 200, trainer)
     tokenizer.save(str(TARGET), pretty=False)

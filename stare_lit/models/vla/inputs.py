@@ -67,5 +67,5 @@ def _prompt(tensordict: TensorDictBase, num: int, prompts: PromptTokenizer) -> T
         return tokens.reshape(num, -1)
     text = tensordict.get(keys.INSTRUCTION, None)
     if text is None:
-        raise ValueError(f"the policy reads {keys.INSTRUCTION!r} (text) or {INSTRUCTION_TOKENS!r}; the TensorDict has neither: add the InstructionText transform")
+        raise ValueError(f"the TensorDict has neither {keys.INSTRUCTION!r} (text) nor {INSTRUCTION_TOKENS!r}; add the InstructionText transform")
     return prompts(flatten_text(text.tolist() if hasattr(text, "tolist") else text))

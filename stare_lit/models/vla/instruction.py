@@ -46,9 +46,10 @@ class PromptTokenizer:
         if text not in self._cache:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"instruction={text!r}: must be a text that is not empty")
-            ids = self._tokenizer.encode(self._prompt.format(instruction=text.strip().lower()), add_special_tokens=False).ids + self._suffix
+            prompt = self._prompt.format(instruction=text.strip().lower())
+            ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids + self._suffix
             if len(ids) > self.length:
-                raise ValueError(f"instruction={text!r}: is {len(ids)} tokens with its prompt, more than prompt_length={self.length}; shorten it or raise prompt_length")
+                raise ValueError(f"instruction={text!r}: {len(ids)} tokens with its prompt; shorten it or raise prompt_length={self.length}")
             self._cache[text] = [self._pad_id] * (self.length - len(ids)) + ids
         return self._cache[text]
 

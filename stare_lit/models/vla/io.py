@@ -67,7 +67,7 @@ def _read_config(folder: Path) -> dict:
     if not folder.is_dir():
         raise ValueError(f"path={str(folder)!r}: no such folder; give one that VLAPolicy.save_pretrained wrote")
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"path={str(folder)!r}: holds no {CONFIG}, so it is no saved policy (pickled checkpoints are never read); give a folder that save_pretrained wrote")
+        raise ValueError(f"path={str(folder)!r}: holds no {CONFIG} (pickled checkpoints are never read); give a folder that save_pretrained wrote")
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -48,7 +48,7 @@ class VLAPolicy(nn.Module):
         self.vision = VisionEncoder(config.towers, config.image_size)
         self.projector = _projector(config.projector, self.vision.width, width, len(config.towers))
         self.state_projector = nn.Linear(config.state_dim, width) if config.state_dim else None
-        self.language_model = LlamaForCausalLM(LlamaConfig(**config.llm, is_causal=self.causal, use_cache=False, attn_implementation="sdpa"))
+        self.language_model = LlamaForCausalLM(LlamaConfig(**config.llm, is_causal=self.causal, use_cache=False, attn_implementation=config.attention_kernel))
         self.placeholders = nn.Parameter(torch.randn(config.num_action_tokens, width) * 0.5) if config.decoding == "parallel" else None
         self.value_head = ValueHead(width, config.value_head)
         self.actions = ActionCodec(config.action_dim, config.num_bins)
@@ -85,9 +85,7 @@ class VLAPolicy(nn.Module):
         return self.actions.decode(tokens)
 
     @torch.no_grad()
-    def act(
-        self, tensordict: TensorDictBase, *, temperature: float, value: bool = False, generator: torch.Generator | None = None
-    ) -> TensorDictBase:
+    def act(self, tensordict: TensorDictBase, *, temperature: float, value: bool = False, generator: torch.Generator | None = None) -> TensorDictBase:
         """Sample a chunk and write tokens, log-probabilities [*B, H, A], chunk, prompt tokens (and the state value [*B, 1]) into ``tensordict``.
 
         ``temperature`` 0 takes the likeliest tokens and gives their log-probabilities at temperature 1.
@@ -170,7 +168,12 @@ class VLAPolicy(nn.Module):
     def _forward(self, embeddings: Tensor, valid: Tensor | None, cache: DynamicCache | None = None) -> Tensor:
         """Final hidden states [N, Q, D] of ``embeddings``; ``valid`` [N, S] covers the cached positions too."""
         num_queries = embeddings.shape[1]
-        masking = {} if valid is None else {"attention_mask": attention_mask(valid, num_queries, causal=self.causal), "position_ids": positions(valid)[:, -num_queries:]}
+        masking = {}
+        if valid is not None:
+            mask = attention_mask(valid, num_queries, causal=self.causal)
+            if self.config.attention_kernel == "eager":  # adds the mask to the scores
+                mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill_(~mask, torch.finfo(embeddings.dtype).min)
+            masking = {"attention_mask": mask, "position_ids": positions(valid)[:, -num_queries:]}
         model = self.language_model.get_decoder()
         return model(inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None, is_causal=self.causal, **masking).last_hidden_state
 

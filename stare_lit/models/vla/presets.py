@@ -3,6 +3,8 @@
 from stare_lit.models.vla.config import TowerConfig, ValueHeadConfig, VLAConfig
 from stare_lit.models.vla.policy import VLAPolicy
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 TEXT_VOCAB = 320
 """Ids of the tokenizer that ships; the action bins follow."""
 
@@ -53,8 +55,55 @@ def tiny(
             num_bins=num_bins,
             decoding=decoding,
             attention="bidirectional" if decoding == "parallel" else "causal",
+            attention_kernel="eager",
             prompt="{instruction}",
             prompt_length=24,
             value_head=ValueHeadConfig((128, 64), tuple(value_signals), detach_value),
         )
+    )
+
+
+def openvla_7b_config(tokenizer: str = "robot") -> VLAConfig:
+    """OpenVLA-7B (``openvla/openvla-7b``): DINOv2-L with registers and SigLIP-so400m at 224 px, Llama-2-7B, 256 bins.
+
+    ``tokenizer`` is the path of Llama's ``tokenizer.json``; the one that ships serves for work on random weights only.
+    """
+    return _openvla_config(
+        image_size=224,
+        dino={"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+        siglip={"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304},
+        llm={"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32064},
+        pad_id=32000,
+        suffix=29871,
+        tokenizer=tokenizer,
+    )
+
+
+def openvla_tiny_config() -> VLAConfig:
+    """The same layout with random-weight sizes of a test: 0.4 M parameters, 56 px."""
+    return _openvla_config(
+        image_size=56,
+        dino={"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2},
+        siglip={"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 179},
+        llm={"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512},
+        pad_id=448,
+        suffix=187,
+        tokenizer="robot",
+    )
+
+
+def _openvla_config(*, image_size: int, dino: dict, siglip: dict, llm: dict, pad_id: int, suffix: int, tokenizer: str) -> VLAConfig:
+    common = {"patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+    return VLAConfig(
+        llm={**llm, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "pad_token_id": pad_id},
+        towers=(
+            TowerConfig("dinov2_with_registers", {**common, **dino, "num_register_tokens": 4}, -2, IMAGENET_MEAN, IMAGENET_STD),
+            TowerConfig("siglip_vision_model", {**common, **siglip}, -2),
+        ),
+        image_size=image_size,
+        projector="openvla",
+        vocab_padding=64,
+        prompt_suffix=(suffix,),
+        pad_id=pad_id,
+        tokenizer=tokenizer,
     )
