@@ -1,0 +1,189 @@
+"""Run a policy over given seeds to the full horizon and say how it did."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from stare_lit import keys
+from stare_lit.envs.rollout import MASK, run_episodes
+from stare_lit.evaluation.metrics import PairedGain, Rate, mean_or_nan, paired_gain, stage_funnel, stage_reached, wilson_rate
+from stare_lit.types import Policy
+
+Split = Literal["train", "validation", "test"]
+KEEP = tuple(keys.next_(key) for key in (keys.REWARD, keys.STEP_REWARD, keys.SUCCESS, keys.NUM_STEPS, keys.STAGE_INDEX, keys.TERMINATED))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Outcomes of N episodes, entry i from ``seeds[i]``; times are in environment steps.
+
+    ``time_to_success`` is nan without success; ``stages_done`` counts the stages an episode had completed at its best moment (K = all);
+    ``episode_return`` is the undiscounted sparse return.
+    """
+
+    task: str
+    seeds: tuple[int, ...]
+    temperature: float
+    success_once: Tensor
+    success_at_end: Tensor
+    episode_return: Tensor
+    length: Tensor
+    time_to_success: Tensor
+    stages_done: Tensor
+    stage_names: tuple[str, ...]
+
+    @property
+    def once(self) -> Rate:
+        """Share of episodes with success at some step, with its interval."""
+        return wilson_rate(int(self.success_once.sum()), len(self.seeds))
+
+    @property
+    def at_end(self) -> Rate:
+        """Share of episodes with success at their last step, with its interval."""
+        return wilson_rate(int(self.success_at_end.sum()), len(self.seeds))
+
+    @property
+    def funnel(self) -> dict[str, Rate]:
+        """P(stage k done | stage k-1 done)."""
+        return stage_funnel(self.stages_done, self.stage_names)
+
+    @property
+    def reached(self) -> dict[str, Rate]:
+        """Share of all episodes that completed each stage at some moment."""
+        return stage_reached(self.stages_done, self.stage_names)
+
+    def gain_over(self, before: "Evaluation") -> PairedGain:
+        """Paired gain in success_once; ``ValueError`` unless both ran the same task from the same seeds."""
+        if (self.task, self.seeds) != (before.task, before.seeds):
+            raise ValueError("before: a paired gain needs the same task and seeds in both evaluations; evaluate both with the same --split and --num_episodes")
+        return paired_gain(before.success_once.tolist(), self.success_once.tolist())
+
+    def metrics(self) -> dict[str, float]:
+        """Scalars to log, without a prefix."""
+        return {
+            "success_once": self.once.value,
+            "success_at_end": self.at_end.value,
+            "return": mean_or_nan(self.episode_return),
+            "episode_length": mean_or_nan(self.length),
+            "time_to_success": mean_or_nan(self.time_to_success),
+            **{f"stage_reached/{name}": rate.value for name, rate in self.reached.items()},
+            **{f"stage_funnel/{name}": rate.value for name, rate in self.funnel.items()},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; inverse of :meth:`from_dict`."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value.tolist() if isinstance(value, Tensor) else list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Evaluation":
+        """From :meth:`to_dict`'s values, also after a trip through JSON."""
+        plain = {"task": values["task"], "temperature": values["temperature"], "seeds": tuple(values["seeds"]), "stage_names": tuple(values["stage_names"])}
+        measured = [name for name in cls.__dataclass_fields__ if name not in plain]
+        return cls(**plain, **{name: torch.tensor([float("nan") if x is None else x for x in values[name]]) for name in measured})
+
+
+def split_seeds(split: Split, num_episodes: int) -> list[int]:
+    """The first ``num_episodes`` seeds of a split; the splits are disjoint (method: train | validation | test).
+
+    Raises:
+        ValueError: unknown split, or fewer than one episode.
+    """
+    from stare_lit.envs import factory  # brings the simulator
+
+    ranges = {"train": factory.TRAIN_SEEDS, "validation": factory.VALIDATION_SEEDS, "test": factory.TEST_SEEDS}
+    if split not in ranges:
+        raise ValueError(f"split={split!r}: choose one of {', '.join(ranges)}")
+    low, high = ranges[split]
+    if not 1 <= num_episodes <= high - low:
+        raise ValueError(f"num_episodes={num_episodes}: give 1 to {high - low}, the size of the {split} seed range")
+    return list(range(low, low + num_episodes))
+
+
+def evaluate_policy(
+    policy: Policy,
+    env: EnvBase,
+    seeds: Sequence[int],
+    *,
+    temperature: float = 0.0,
+    sampling_seed: int = 0,
+    task: str | None = None,
+    stage_names: Sequence[str] = (),
+    watch: Callable[[TensorDictBase], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """One episode of ``policy`` from each seed, to the full horizon; greedy at temperature 0.
+
+    A module is put in eval mode and back; the global random state is left as it was (sampling draws from ``sampling_seed``).
+
+    Args:
+        env: batch [num_envs], made with ``terminate_on_success=False``; a ``StageTracker`` in it gives the stage counts.
+        stage_names: names of the task's stages, in order; empty where the environment tracks none.
+        task: name for the report; default the environment's own.
+        watch: sees every observation TensorDict [num_envs] before the policy does (video).
+        progress: called with the number of episodes just finished.
+
+    Raises:
+        ValueError: an episode ended at success, so that success_at_end would mean nothing.
+    """
+    is_module = isinstance(policy, torch.nn.Module)
+    device = next((p.device for p in policy.parameters()), None) if is_module else None
+    was_training = is_module and policy.training
+
+    def act(tensordict: TensorDictBase) -> TensorDictBase:
+        if watch is not None:
+            watch(tensordict)
+        return policy.act(tensordict if device is None else tensordict.to(device), temperature=temperature)
+
+    try:
+        if is_module:
+            policy.eval()
+        with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+            torch.manual_seed(sampling_seed)
+            episodes = run_episodes(env, act, seeds, keep=KEEP, progress=progress)
+    finally:
+        if was_training:
+            policy.train()
+    if bool(episodes["next", keys.TERMINATED].any()):
+        raise ValueError("env ends its episodes at success: make it with terminate_on_success=False, so that success_at_end means something")
+    return summarise(episodes, seeds, task=task or str(env.task), temperature=temperature, stage_names=stage_names)
+
+
+def summarise(episodes: TensorDict, seeds: Sequence[int], *, task: str, temperature: float, stage_names: Sequence[str] = ()) -> Evaluation:
+    """Outcomes from padded episodes [N, T] (see ``run_episodes``; padding zero, ``mask`` True = real).
+
+    Success is read step by step from ``step_reward``, the change of the success flag at each executed step, so that a success inside a chunk counts.
+    """
+    episodes = episodes.cpu()
+    mask, outcome = episodes[MASK], episodes["next"]
+    num_steps = outcome[keys.NUM_STEPS].squeeze(-1)
+    step_reward = outcome[keys.STEP_REWARD]
+    flag = step_reward.flatten(1).cumsum(1).view_as(step_reward) > 0.5
+    executed = torch.arange(step_reward.shape[-1]) < num_steps.unsqueeze(-1)
+    flag = (flag | outcome[keys.SUCCESS] & (executed.cumsum(-1) == num_steps.unsqueeze(-1))) & executed  # the flag itself rules at a decision's end
+    before = num_steps.cumsum(1) - num_steps
+    when = (before.unsqueeze(-1) + executed.cumsum(-1)).double().masked_fill(~flag, float("inf")).flatten(1).amin(1)
+    once = flag.flatten(1).any(1)
+    last = mask.sum(1) - 1
+    if keys.STAGE_INDEX in outcome.keys() and stage_names:
+        stages_done = outcome[keys.STAGE_INDEX].masked_fill(~mask, 0).amax(1)
+        stages_done = torch.where(once, len(stage_names), stages_done)  # success inside a chunk ends every stage too
+    else:
+        stages_done, stage_names = torch.zeros(len(seeds), dtype=torch.int64), ()
+    return Evaluation(
+        task=task,
+        seeds=tuple(int(seed) for seed in seeds),
+        temperature=temperature,
+        success_once=once,
+        success_at_end=outcome[keys.SUCCESS].squeeze(-1)[torch.arange(len(seeds)), last],
+        episode_return=step_reward.sum((1, 2)),
+        length=num_steps.sum(1),
+        time_to_success=when.masked_fill(~once, float("nan")),
+        stages_done=stages_done,
+        stage_names=tuple(stage_names),
+    )

@@ -1,0 +1,108 @@
+"""Outcomes by hand from a few padded episodes, the way through JSON, and a policy on the toy task."""
+
+import json
+import math
+
+import pytest
+import torch
+from rich.console import Console
+from tensordict import TensorDict
+
+from stare_lit import keys
+from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy, split_seeds, summarise
+from stare_lit.evaluation.report import report, stage_table, summary_table, write_json
+
+NAMES = ("reach", "grasp", "place")
+
+
+def episodes():
+    """Three episodes of at most 3 decisions of 2 steps: success at step 3 and kept; in the middle of decision 1 and lost; never (ends after 2 decisions)."""
+    step_reward = torch.tensor([[[0, 0], [1, 0], [0, 0]], [[1, -1], [0, 0], [0, 0]], [[0, 0], [0, 0], [0, 0]]], dtype=torch.float32)
+    success = torch.tensor([[0, 1, 1], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    num_steps = torch.tensor([[2, 2, 1], [2, 2, 2], [2, 1, 0]])
+    stage_index = torch.tensor([[1, 3, 3], [1, 1, 1], [2, 1, -1]])
+    outcome = {
+        keys.STEP_REWARD: step_reward,
+        keys.SUCCESS: success[..., None],
+        keys.NUM_STEPS: num_steps[..., None],
+        keys.STAGE_INDEX: stage_index,
+        keys.TERMINATED: torch.zeros(3, 3, 1, dtype=torch.bool),
+    }
+    return TensorDict({"mask": num_steps > 0, "next": TensorDict(outcome, [3, 3])}, [3, 3])
+
+
+def test_summary_by_hand():
+    result = summarise(episodes(), [7, 8, 9], task="Toy-v0", temperature=0.0, stage_names=NAMES)
+    assert result.success_once.tolist() == [True, True, False]
+    assert result.success_at_end.tolist() == [True, False, False]
+    assert result.length.tolist() == [5, 6, 3]
+    assert result.time_to_success[:2].tolist() == [3, 1]
+    assert math.isnan(result.time_to_success[2])
+    assert result.episode_return.tolist() == [1, 0, 0]
+    assert result.stages_done.tolist() == [3, 3, 2]
+    assert [(r.successes, r.trials) for r in result.funnel.values()] == [(3, 3), (3, 3), (2, 3)]
+    assert result.metrics()["stage_reached/place"] == pytest.approx(2 / 3)
+
+
+def test_report_survives_json_and_tables_print(tmp_path):
+    result = summarise(episodes(), [7, 8, 9], task="Toy-v0", temperature=0.0, stage_names=NAMES)
+    path = write_json(tmp_path / "new" / "report.json", report({"after": result}, {"after": result.gain_over(result)}, config={"task": "Toy-v0"}))
+    stored = json.loads(path.read_text())
+    assert {"command", "config", "hardware", "versions", "created"} <= stored.keys()
+    assert stored["results"]["after"]["success_once"]["trials"] == 3
+    back = Evaluation.from_dict(stored["results"]["after"]["episodes"])
+    assert back.success_once.tolist() == result.success_once.tolist()
+    assert torch.equal(back.time_to_success.nan_to_num(-1), result.time_to_success.nan_to_num(-1))
+    console = Console(record=True, width=200)
+    console.print(summary_table({"before": result, "after": result}, {"after": result.gain_over(result)}), stage_table(result))
+    text = console.export_text()
+    assert "66.7 %" in text
+    assert "+0.0 points" in text
+    assert list(tmp_path.joinpath("new").iterdir()) == [path]
+
+
+def test_gain_needs_the_same_seeds():
+    first, second = (summarise(episodes(), seeds, task="Toy-v0", temperature=0.0) for seeds in ([1, 2, 3], [1, 2, 4]))
+    with pytest.raises(ValueError, match="same task and seeds"):
+        second.gain_over(first)
+
+
+class StillPolicy(torch.nn.Module):
+    """Does nothing at all."""
+
+    chunk_size = 4
+
+    def act(self, tensordict, *, temperature, value=False):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        torch.rand(1)
+        return tensordict.set(keys.ACTION_CHUNK, torch.zeros(*tensordict.shape, 4, 7))
+
+
+@pytest.fixture
+def toy(request):
+    factory = pytest.importorskip("stare_lit.envs.factory")
+    env = factory.make_env("Toy-v0", 3, chunk_size=4, image_size=16, terminate_on_success=False)
+    yield env
+    env.close()
+
+
+def test_a_policy_that_does_nothing_runs_the_full_horizon_and_fails(toy):
+    policy, seen = StillPolicy().train(), []
+    state = torch.random.get_rng_state()
+    result = evaluate_policy(policy, toy, split_seeds("validation", 4), stage_names=("reach", "grasp", "transport", "place"), watch=seen.append)
+    assert result.once.successes == 0
+    assert result.length.tolist() == [30] * 4
+    assert policy.training
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert len(seen) == 16
+
+
+def test_splits_are_disjoint_and_checked():
+    pytest.importorskip("stare_lit.envs.factory")
+    splits = [set(split_seeds(name, 200)) for name in ("train", "validation", "test")]
+    assert not splits[0] & splits[1] | splits[1] & splits[2] | splits[0] & splits[2]
+    with pytest.raises(ValueError, match="split='tests'"):
+        split_seeds("tests", 1)
+    with pytest.raises(ValueError, match="num_episodes=0"):
+        split_seeds("test", 0)
