@@ -20,7 +20,7 @@ if ! { [ -x "$venv/bin/python" ] && "$venv/bin/python" -m pip --version >/dev/nu
   say "making $venv with $("$python" --version)"
   "$python" -m venv --clear "$venv" || { say 'python -m venv failed; on Debian and Ubuntu: apt-get install python3-venv'; exit 1; }
 fi
-pip=("$venv/bin/python" -m pip install --quiet)
+pip=("$venv/bin/python" -m pip install -qq)
 
 # Without an NVIDIA GPU pip's own choice of torch would bring gigabytes of CUDA packages: take the CPU build where its index answers.
 # pip retries an index that does not answer for minutes, so ask once, briefly, first.

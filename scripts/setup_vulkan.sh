@@ -10,11 +10,13 @@ say() { printf 'setup: %s\n' "$1" >&2; }
 
 # A GPU's own driver is always the better one; Mesa older than 23.2 lacks descriptorBindingPartiallyBound (SAPIEN: "Failed to find a supported physical device").
 has_gpu_driver() { ls /usr/share/vulkan/icd.d/nvidia_icd*.json /etc/vulkan/icd.d/nvidia_icd*.json /usr/local/nvidia/share/vulkan/icd.d/*.json >/dev/null 2>&1; }
-has_loader() { ldconfig -p 2>/dev/null | grep -q 'libvulkan\.so\.1'; }
+has_loader() { PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | grep -q 'libvulkan\.so\.1'; }
 mesa_version() { dpkg-query -W -f '${Version}' mesa-vulkan-drivers 2>/dev/null || echo 0; }
 has_mesa() { command -v dpkg >/dev/null && dpkg --compare-versions "$(mesa_version)" ge 23.2; }
+# Outside Debian's family the version is not asked for: any driver that is registered counts (`stare doctor` renders with it).
+has_other_driver() { ! command -v dpkg >/dev/null && ls /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json 2>/dev/null | grep -q .; }
 
-if has_loader && { has_gpu_driver || has_mesa; }; then exit 0; fi
+if has_loader && { has_gpu_driver || has_mesa || has_other_driver; }; then exit 0; fi
 
 manual='no Vulkan driver that SAPIEN can use was found, and it cannot be installed from here.
   Debian 12:      sudo apt-get install -t bookworm-backports mesa-vulkan-drivers libvulkan1   (with bookworm-backports among the apt sources)

@@ -58,7 +58,7 @@ class StareCLI(LightningCLI):
         if not Path(path).is_file():
             raise ValueError(f"ckpt_path={path!r} is not a file; give the .ckpt file of an earlier run, or --run_dir with --ckpt_path last")
         try:
-            keys = torch.load(path, map_location="meta", weights_only=False, mmap=True).keys()
+            keys = torch.load(path, map_location="cpu", weights_only=True, mmap=True).keys()
         except Exception as error:
             raise ValueError(f"ckpt_path={path!r} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
         if missing := {"state_dict", "pytorch-lightning_version"} - set(keys):
