@@ -1,0 +1,44 @@
+"""instruction_id -> language_instruction, in the parent process: text is never piped between processes."""
+
+from collections.abc import Sequence
+
+from tensordict import NonTensorData, NonTensorStack, TensorDictBase
+from torchrl.data import Composite, NonTensor
+from torchrl.envs.transforms import Transform
+
+from stare_lit import keys
+
+
+class InstructionText(Transform):
+    """Writes ``language_instruction`` (text [*B]) from ``instruction_id`` (int64 [*B]) and the environment's table of instructions.
+
+    The instruction changes only with a reset, so a step hands on the text it was given instead of building it anew.
+    """
+
+    def __init__(self, instructions: Sequence[str]) -> None:
+        if not instructions:
+            raise ValueError("instructions is empty: give the environment's table, env.instructions")
+        super().__init__(in_keys=[keys.INSTRUCTION_ID], out_keys=[keys.INSTRUCTION])
+        self.instructions = tuple(instructions)
+
+    def _text(self, tensordict: TensorDictBase) -> NonTensorStack | NonTensorData:
+        index = tensordict.get(keys.INSTRUCTION_ID)
+        if index.ndim == 0:
+            return NonTensorData(self.instructions[int(index)])
+        texts = NonTensorStack(*(NonTensorData(self.instructions[i], device=tensordict.device) for i in index.reshape(-1).tolist()))
+        return texts if index.ndim == 1 else texts.reshape(index.shape)
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        return next_tensordict.set(keys.INSTRUCTION, self._text(next_tensordict))
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        return self._call(tensordict_reset)
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        text = tensordict.get(keys.INSTRUCTION, None)
+        return self._call(next_tensordict) if text is None else next_tensordict.set(keys.INSTRUCTION, text)
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        shape = observation_spec[keys.INSTRUCTION_ID].shape
+        observation_spec[keys.INSTRUCTION] = NonTensor(shape=shape, example_data=self.instructions[0], batched=True, device=observation_spec.device)
+        return observation_spec
