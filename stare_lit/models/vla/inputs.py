@@ -34,8 +34,8 @@ class Inputs:
         return self.prompt[:, self.prompt.shape[1] - longest :], shortest < longest
 
 
-def read_inputs(tensordict: TensorDictBase, config: VLAConfig, prompts: PromptTokenizer) -> Inputs:
-    """Collect and flatten. Raises ValueError naming what is missing or does not fit the policy."""
+def read_inputs(tensordict: TensorDictBase, config: VLAConfig, prompts: PromptTokenizer, *, value: bool) -> Inputs:
+    """Collect and flatten; privileged signals only where a ``value`` is asked for. Raises ValueError naming what is missing or does not fit the policy."""
     batch = tensordict.batch_size
     num = batch.numel()
     places = [(*keys.IMAGE, camera) for camera in config.cameras] or [keys.IMAGE]
@@ -47,7 +47,7 @@ def read_inputs(tensordict: TensorDictBase, config: VLAConfig, prompts: PromptTo
             raise ValueError(f"observation state: has {state.shape[-1]} numbers, the policy was built for state_dim={config.state_dim}; use its task and robot")
         state = state.reshape(num, -1)
     signals = None
-    if config.value_head.signals:
+    if value and config.value_head.signals:
         signals = torch.stack([_get(tensordict, keys.signal(name)).reshape(num) for name in config.value_head.signals], dim=-1)
     return Inputs(images, state, _prompt(tensordict, num, prompts).to(images.device), signals)
 
@@ -68,4 +68,7 @@ def _prompt(tensordict: TensorDictBase, num: int, prompts: PromptTokenizer) -> T
     text = tensordict.get(keys.INSTRUCTION, None)
     if text is None:
         raise ValueError(f"the TensorDict has neither {keys.INSTRUCTION!r} (text) nor {INSTRUCTION_TOKENS!r}; add the InstructionText transform")
-    return prompts(flatten_text(text.tolist() if hasattr(text, "tolist") else text))
+    texts = flatten_text(text.tolist() if hasattr(text, "tolist") else text)
+    if len(texts) != num:
+        raise ValueError(f"{keys.INSTRUCTION!r}: holds {len(texts)} texts for {num} observations; give one each")
+    return prompts(texts)

@@ -92,7 +92,7 @@ class VLAPolicy(nn.Module):
         """
         if temperature < 0:
             raise ValueError(f"temperature={temperature}: must be 0 (greedy) or positive")
-        inputs = self._read(tensordict)
+        inputs = self._read(tensordict, value=value)
         decode = self._act_autoregressive if self.placeholders is None else self._act_parallel
         tokens, log_probs, hidden = decode(inputs, temperature, generator)
         batch, shape = tensordict.batch_size, (self.config.chunk_size, self.config.action_dim)
@@ -110,7 +110,7 @@ class VLAPolicy(nn.Module):
         if temperature <= 0:
             raise ValueError(f"temperature={temperature}: must be positive")
         batch, tokens = tensordict.batch_size, tensordict.get(keys.ACTION_TOKENS)
-        inputs = self._read(tensordict)
+        inputs = self._read(tensordict, value=value)
         logits, hidden = self._teacher_forced(inputs, tokens.reshape(-1, self.config.num_action_tokens))
         log_probs = self._window(logits).div(temperature).log_softmax(dim=-1)
         chosen = log_probs.gather(-1, tokens.reshape(*log_probs.shape[:-1], 1)).view(tokens.shape)
@@ -121,7 +121,7 @@ class VLAPolicy(nn.Module):
 
     def value_only(self, tensordict: TensorDictBase) -> Tensor:
         """State value float32 [*B, 1], with gradients; no action token is decoded."""
-        inputs = self._read(tensordict)
+        inputs = self._read(tensordict, value=True)
         first = None if self.placeholders is None else self._placeholders(len(inputs.images))
         hidden = self._hidden(inputs, first)[:, -1 if first is None else -first.shape[1]]
         return self.value_head(hidden, inputs.signals).view(*tensordict.batch_size, 1)
@@ -132,14 +132,14 @@ class VLAPolicy(nn.Module):
         With ``full_vocabulary``, over all ids [*B, H, A, V]; window id w is id ``window_offset + w``.
         """
         tokens = None if self.placeholders is not None else tensordict.get(keys.ACTION_TOKENS).reshape(-1, self.config.num_action_tokens)
-        logits, _ = self._teacher_forced(self._read(tensordict), tokens)
+        logits, _ = self._teacher_forced(self._read(tensordict, value=False), tokens)
         logits = logits if full_vocabulary else self._window(logits)
         return logits.view(*tensordict.batch_size, self.config.chunk_size, self.config.action_dim, -1)
 
     # ---- the parts -------------------------------------------------------------------------------------------------------------------------------
 
-    def _read(self, tensordict: TensorDictBase) -> Inputs:
-        return read_inputs(tensordict, self.config, self.prompts)
+    def _read(self, tensordict: TensorDictBase, *, value: bool) -> Inputs:
+        return read_inputs(tensordict, self.config, self.prompts, value=value)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         return self.language_model.get_input_embeddings()(token_ids)
