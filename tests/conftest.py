@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 install_import_hook(["stare_lit.objectives", "stare_lit.stages"], "beartype.beartype")
 torch.set_num_threads(1)
+settings.register_profile("stare", deadline=None)  # a busy machine is no failure
+settings.load_profile("stare")
 
 
 @pytest.fixture(scope="session")

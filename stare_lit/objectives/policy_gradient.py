@@ -30,10 +30,10 @@ def clipped_surrogate_loss(
     Raises ``ValueError`` for clip_epsilon outside (0, 1).
     """
     low, high = _log_bounds(clip_epsilon)
-    log_ratio = keep(log_prob - old_log_prob, mask)
+    log_ratio, advantage = keep(log_prob - old_log_prob, mask), keep(advantage, mask)
     gain = torch.minimum(log_ratio.exp() * advantage, log_ratio.clamp(low, high).exp() * advantage)
     metrics = {"approx_kl": approx_kl(log_ratio, mask), "clip_fraction": clip_fraction(log_ratio, clip_epsilon=clip_epsilon, mask=mask)}
-    return LossOutput(-keep(gain, mask).sum(), count(gain, mask), metrics)
+    return LossOutput(-gain.sum(), count(gain, mask), metrics)
 
 
 def clipped_value_loss(
@@ -64,7 +64,7 @@ def clipped_value_loss(
         loss = torch.maximum(loss, F.huber_loss(near, target, reduction="none", delta=huber_delta))
         clipped = (change.detach().abs() > clip_value).to(loss.dtype)
     metrics = {"value_clip_fraction": masked_mean(clipped, mask), "explained_variance": explained_variance(value, target, mask)}
-    return LossOutput(keep(loss, mask).sum(), count(loss, mask), metrics)
+    return LossOutput(loss.sum(), count(loss, mask), metrics)
 
 
 @torch.no_grad()

@@ -69,7 +69,8 @@ def sta_tpo_loss(
     sign = preferred.to(q_a.dtype)
     is_pair = sign != 0
     gap = sign * (q_a - q_b)
-    stage_loss = -F.logsigmoid(beta * (gap - lmbda * sign * (cost_a - cost_b)))
+    cost_gap = torch.where(is_pair, sign * (cost_a - cost_b), torch.zeros_like(gap))
+    stage_loss = -F.logsigmoid(beta * (gap - lmbda * cost_gap))
     num_pairs = is_pair.sum(-1).to(stage_loss.dtype)
     pair_loss = torch.where(is_pair, stage_loss, torch.zeros_like(stage_loss)).sum(-1) / num_pairs.clamp_min(1.0)
     with torch.no_grad():

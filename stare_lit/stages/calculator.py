@@ -53,7 +53,7 @@ def phi(error: Float[Tensor, "*B"], form: PotentialForm) -> Float[Tensor, "*B"]:
     if form == "sigmoid":
         return torch.sigmoid(1.0 - error)
     if form == "sigmoid_scaled":
-        return (torch.sigmoid(1.0 - error) - _SIGMOID_0) / (_SIGMOID_1 - _SIGMOID_0)
+        return ((torch.sigmoid(1.0 - error) - _SIGMOID_0) / (_SIGMOID_1 - _SIGMOID_0)).clamp(0.0, 1.0)  # against rounding
     raise ValueError(f"form: {form!r} is unknown; choose from {get_args(PotentialForm)}")
 
 
