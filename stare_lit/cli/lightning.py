@@ -1,6 +1,7 @@
 """``stare fit | validate | test``: LightningCLI with a run folder, checked checkpoints and a summary at the end."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from rich.console import Console
 from stare_lit.cli.run_folder import choose_run_dir, fill_run_dir, next_config_path
 
 CHECKPOINT_WORDS = ("last", "best", "hpc")  # resolved by Lightning, inside the run folder
+UPSTREAM_NOISE = (
+    r"LightningCLI's args parameter is intended to run from within Python",  # which is what `stare ipi` does
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
 
 
 class StareCLI(LightningCLI):
@@ -64,9 +69,21 @@ class StareCLI(LightningCLI):
         if missing := {"state_dict", "pytorch-lightning_version"} - set(keys):
             raise ValueError(f"ckpt_path={path!r} is no Lightning checkpoint: it lacks {sorted(missing)}")
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; Ctrl-C, which Lightning turns into exit code 1 after its clean-up, is a KeyboardInterrupt again that says how to go on."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt(self._resume_command() if subcommand == "fit" else "") from None
+            raise
+
     def after_fit(self) -> None:
-        """Say where the results lie and what to run next; an interrupted run says how to go on and exits with 130."""
+        """Say where the results lie and what to run next."""
         self._summary()
+
+    def _resume_command(self) -> str:
+        return f"stare fit --config {self.run_dir / 'config.yaml'} --run_dir {self.run_dir} --ckpt_path last"
 
     @rank_zero_only
     def _summary(self) -> None:
@@ -80,7 +97,7 @@ class StareCLI(LightningCLI):
         if best or last:
             config = self.run_dir / "config.yaml"
             console.print(f"next             stare test --config {config} --ckpt_path {_relative(best or last)}")
-            console.print(f"go on training   stare fit --config {config} --run_dir {self.run_dir} --ckpt_path last --trainer.max_epochs ...")
+            console.print(f"go on training   {self._resume_command()} --trainer.max_epochs ...")
 
 
 def _relative(path: str) -> str:
@@ -94,6 +111,8 @@ def run(args: Sequence[str]) -> Any:
 
     The object holds ``trainer``, ``model``, ``datamodule`` and ``run_dir``.
     """
+    for message in UPSTREAM_NOISE:
+        warnings.filterwarnings("ignore", message=message)
     return StareCLI(
         model_class=LightningModule,
         datamodule_class=LightningDataModule,

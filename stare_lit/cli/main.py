@@ -108,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _close_stdin()
     try:
         result = _load(command)(args)
-    except KeyboardInterrupt:
-        print("stare: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"stare: interrupted{f'; go on with: {error}' if str(error) else ''}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except EOFError as error:
         if _debug():
