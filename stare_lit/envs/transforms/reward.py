@@ -68,7 +68,7 @@ class StageReward(Transform):
     ``stages.calculator.shaping``; "dense" takes ``dense_reward`` instead). Needs a ``StageTracker`` before it where it shapes.
 
     Raises:
-        ValueError: on attachment, where the environment lacks what the mode reads.
+        ValueError: when the specs are read, where the environment lacks what the mode reads.
     """
 
     def __init__(self, config: RewardConfig) -> None:

@@ -30,7 +30,7 @@ class StageTracker(Transform):
         form: of the potential inside a stage.
 
     Raises:
-        ValueError: unknown setting; on attachment, an environment that does not publish a signal of the spec.
+        ValueError: unknown setting; when the specs are read, an environment that does not publish a signal of the spec.
     """
 
     def __init__(
