@@ -51,12 +51,18 @@ class ActionCodec(nn.Module):
     A constant dimension (q01 = q99, mask True) needs no decision: it is encoded as the middle bin and decoded as its constant.
     """
 
+    q01: Tensor
+    q99: Tensor
+    mask: Tensor
+    values: Tensor
+
     def __init__(self, action_dim: int, num_bins: int) -> None:
         super().__init__()
+        self._active: tuple[int, ...] | None = None
         self.action_dim, self.num_bins = action_dim, num_bins
         self.tokenizer = VocabTailActionTokenizer(num_bins)
-        for name in ("bins", "bin_centers"):
-            self.tokenizer.register_buffer(name, getattr(self.tokenizer, name), persistent=False)
+        for name, buffer in list(self.tokenizer.named_buffers()):
+            self.tokenizer.register_buffer(name, buffer, persistent=False)
         edges = torch.linspace(-1.0, 1.0, num_bins, dtype=torch.float64)
         # window id w stands for centre num_bins - w - 1, clipped; ids 0 and 1 share the highest
         self.register_buffer("values", ((edges[:-1] + edges[1:]) / 2).flip(0)[torch.arange(num_bins).sub(1).clamp_min(0)], persistent=False)
@@ -90,7 +96,7 @@ class ActionCodec(nn.Module):
         for name in ("q01", "q99", "mask"):
             buffer = getattr(self, name)
             buffer.copy_(torch.tensor(getattr(statistics, name), dtype=buffer.dtype))
-        self._active: tuple[int, ...] | None = None
+        self._active = None
 
     def encode(self, actions: Tensor) -> Tensor:
         """Actions [..., A] in the environment's units -> window ids int64 [..., A]."""
@@ -105,11 +111,12 @@ class ActionCodec(nn.Module):
         return torch.where(self.mask, 0.5 * (centre + 1.0) * (self.q99 - self.q01) + self.q01, centre).float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ActionCodec":
-        before = dict(self._buffers)
+        before = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in before.items():
-            if self._buffers[name].dtype != buffer.dtype:  # a change of dtype is for weights, not for statistics
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+            moved = self.get_buffer(name)
+            if moved.dtype != buffer.dtype:  # a change of dtype is for weights, not for statistics
+                self._buffers[name] = buffer.to(moved.device)
         return self
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:

@@ -1,7 +1,6 @@
 """The policy: images, proprioception and an instruction in, tokens of an action chunk out."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -14,8 +13,8 @@ from stare_lit.models.vla.actions import ActionCodec, ActionStatistics
 from stare_lit.models.vla.config import VLAConfig
 from stare_lit.models.vla.inputs import Inputs, read_inputs
 from stare_lit.models.vla.instruction import INSTRUCTION_TOKENS, PromptTokenizer
-from stare_lit.models.vla.sequence import attention_mask, positions
-from stare_lit.models.vla.towers import VisionEncoder
+from stare_lit.models.vla.sequence import attention_mask, extend, positions, sample
+from stare_lit.models.vla.towers import VisionEncoder, projector
 from stare_lit.models.vla.value_head import ValueHead
 
 CERTAIN = 1e4
@@ -46,9 +45,11 @@ class VLAPolicy(nn.Module):
         width = config.llm["hidden_size"]
         self.causal = config.attention == "causal"
         self.vision = VisionEncoder(config.towers, config.image_size)
-        self.projector = _projector(config.projector, self.vision.width, width, len(config.towers))
+        self.projector = projector(config.projector, self.vision.width, width, len(config.towers))
         self.state_projector = nn.Linear(config.state_dim, width) if config.state_dim else None
-        self.language_model = LlamaForCausalLM(LlamaConfig(**config.llm, is_causal=self.causal, use_cache=False, attn_implementation=config.attention_kernel))
+        self.language_model = LlamaForCausalLM(
+            LlamaConfig(**{**config.llm, "is_causal": self.causal, "use_cache": False, "attn_implementation": config.attention_kernel})
+        )
         self.placeholders = nn.Parameter(torch.randn(config.num_action_tokens, width) * 0.5) if config.decoding == "parallel" else None
         self.value_head = ValueHead(width, config.value_head)
         self.actions = ActionCodec(config.action_dim, config.num_bins)
@@ -111,7 +112,8 @@ class VLAPolicy(nn.Module):
             raise ValueError(f"temperature={temperature}: must be positive")
         batch, tokens = tensordict.batch_size, tensordict.get(keys.ACTION_TOKENS)
         inputs = self._read(tensordict, value=value)
-        logits, hidden = self._teacher_forced(inputs, tokens.reshape(-1, self.config.num_action_tokens))
+        given = None if self.placeholders is not None else tokens.reshape(-1, self.config.num_action_tokens)
+        logits, hidden = self._teacher_forced(inputs, given)
         log_probs = self._window(logits).div(temperature).log_softmax(dim=-1)
         chosen = log_probs.gather(-1, tokens.reshape(*log_probs.shape[:-1], 1)).view(tokens.shape)
         result = {"log_probs": chosen, "entropy": -(log_probs.exp() * log_probs).sum(dim=-1).view(tokens.shape)}
@@ -146,6 +148,7 @@ class VLAPolicy(nn.Module):
 
     def _placeholders(self, num: int) -> Tensor:
         """[N, H * active dimensions, D]: constant dimensions need none."""
+        assert self.placeholders is not None
         grid = self.placeholders.view(self.config.chunk_size, self.config.action_dim, -1)
         return grid[:, list(self.actions.active_dims)].flatten(0, 1).expand(num, -1, -1)
 
@@ -181,12 +184,12 @@ class VLAPolicy(nn.Module):
         embeddings, valid = self._context(inputs)
         if appended is not None:
             embeddings = torch.cat([embeddings, appended.to(embeddings.dtype)], dim=1)
-            valid = _extend(valid, appended.shape[1])
+            valid = extend(valid, appended.shape[1])
         return self._forward(embeddings, valid)
 
     def _teacher_forced(self, inputs: Inputs, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Full logits float32 [N, H * A, V] and the hidden states that gave them, the first action token's first."""
-        if self.placeholders is None:
+        """Full logits float32 [N, H * A, V] and the hidden states that gave them, the first action token's first; ``tokens`` None: parallel."""
+        if tokens is not None:
             hidden = self._hidden(inputs, self._embed(tokens[:, :-1] + self.window_offset))[:, -tokens.shape[1] :]
             return self._lm_head(hidden), hidden
         appended = self._placeholders(len(inputs.images))
@@ -213,41 +216,16 @@ class VLAPolicy(nn.Module):
 
     def _act_parallel(self, inputs: Inputs, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         logits, hidden = self._teacher_forced(inputs, None)
-        return *_sample(self._window(logits), temperature, generator), hidden
+        return *sample(self._window(logits), temperature, generator), hidden
 
     def _act_autoregressive(self, inputs: Inputs, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         embeddings, valid = self._context(inputs)
-        cache, drawn, first = DynamicCache(config=self.language_model.config), [], None
-        for _ in range(self.config.num_action_tokens):
-            if drawn:
-                embeddings, valid = self._embed(drawn[-1][0] + self.window_offset), _extend(valid, 1)
-            hidden = self._forward(embeddings, valid, cache)[:, -1:]
-            first = hidden if first is None else first
-            drawn.append(_sample(self._window(self._lm_head(hidden)), temperature, generator))
+        cache = DynamicCache(config=self.language_model.config)
+        first = self._forward(embeddings, valid, cache)[:, -1:]
+        drawn = [sample(self._window(self._lm_head(first)), temperature, generator)]
+        for _ in range(1, self.config.num_action_tokens):
+            valid = extend(valid, 1)
+            hidden = self._forward(self._embed(drawn[-1][0] + self.window_offset), valid, cache)
+            drawn.append(sample(self._window(self._lm_head(hidden)), temperature, generator))
         tokens, log_probs = (torch.cat(part, dim=1) for part in zip(*drawn, strict=True))
         return tokens, log_probs, first
-
-
-def _extend(valid: Tensor | None, length: int) -> Tensor | None:
-    return None if valid is None else torch.cat([valid, valid.new_ones(len(valid), length)], dim=1)
-
-
-def _sample(logits: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Window logits [N, L, num_bins] -> tokens int64 [N, L] and their log-probabilities [N, L]; temperature 0 is greedy."""
-    log_probs = (logits / temperature if temperature > 0 else logits).log_softmax(dim=-1)
-    if temperature > 0:
-        tokens = torch.multinomial(log_probs.exp().flatten(0, 1), 1, generator=generator).view(log_probs.shape[:-1])
-    else:
-        tokens = log_probs.argmax(dim=-1)
-    return tokens, log_probs.gather(-1, tokens[..., None]).squeeze(-1)
-
-
-def _projector(kind: str, source: int, target: int, num_towers: int) -> nn.Module:
-    """OpenVLA's projector has three layers for joined towers, 4 * source wide in the first, and two for a single one."""
-    if kind == "linear":
-        return nn.Linear(source, target)
-    widths: tuple[Any, ...] = (source, 4 * source, target, target) if num_towers > 1 else (source, target, target)
-    layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(before, after), nn.GELU()]
-    return nn.Sequential(*layers[:-1])

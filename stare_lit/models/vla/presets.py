@@ -1,5 +1,7 @@
 """Ready-made policies, each one line of YAML: ``class_path: stare_lit.models.vla.presets.tiny``."""
 
+from typing import Literal
+
 from stare_lit.models.vla.config import TowerConfig, ValueHeadConfig, VLAConfig
 from stare_lit.models.vla.policy import VLAPolicy
 
@@ -18,7 +20,7 @@ def tiny(
     hidden_size: int = 160,
     num_layers: int = 4,
     action_dim: int = 7,
-    decoding: str = "parallel",
+    decoding: Literal["parallel", "autoregressive"] = "parallel",
     value_signals: tuple[str, ...] = (),
     detach_value: bool = False,
 ) -> VLAPolicy:

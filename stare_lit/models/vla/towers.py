@@ -77,24 +77,36 @@ class VisionEncoder(nn.Module):
     def __init__(self, towers: tuple[TowerConfig, ...], image_size: int) -> None:
         super().__init__()
         self.image_size = image_size
-        self.towers = nn.ModuleList(
+        built: list[ConvStem | TransformerTower] = [
             ConvStem(image_size, **tower.kwargs) if tower.kind == "conv_stem" else TransformerTower(tower, image_size) for tower in towers
-        )
+        ]
+        self.towers = nn.ModuleList(built)
         for index, tower in enumerate(towers):
             self.register_buffer(f"mean_{index}", torch.tensor(tower.image_mean).view(3, 1, 1) * 255.0, persistent=False)
             self.register_buffer(f"std_{index}", torch.tensor(tower.image_std).view(3, 1, 1) * 255.0, persistent=False)
-        patches = {tower.num_patches for tower in self.towers}
+        patches = {tower.num_patches for tower in built}
         if len(patches) > 1:
             raise ValueError(f"towers: give {sorted(patches)} patches for one image; all must give the same number")
         self.num_patches = patches.pop()
-        self.width = sum(tower.width for tower in self.towers)
+        self.width = sum(tower.width for tower in built)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 [N, 3, H, W] -> features [N, P, width]. Raises ValueError for another dtype or shape."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"image: is {images.dtype} {list(images.shape)}, must be uint8 [N, 3, H, W]")
-        pixels = images.to(self.mean_0.dtype)
+        pixels = images.to(self.get_buffer("mean_0").dtype)
         if images.shape[-2:] != (self.image_size, self.image_size):
             pixels = F.interpolate(pixels, size=(self.image_size, self.image_size), mode="bicubic", antialias=True).clamp_(0.0, 255.0)
-        features = [tower((pixels - getattr(self, f"mean_{i}")) / getattr(self, f"std_{i}")) for i, tower in enumerate(self.towers)]
+        features = [tower((pixels - self.get_buffer(f"mean_{i}")) / self.get_buffer(f"std_{i}")) for i, tower in enumerate(self.towers)]
         return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+
+
+def projector(kind: str, source: int, target: int, num_towers: int) -> nn.Module:
+    """OpenVLA's projector has three layers for joined towers, 4 * source wide in the first, and two for a single one."""
+    if kind == "linear":
+        return nn.Linear(source, target)
+    widths = (source, 4 * source, target, target) if num_towers > 1 else (source, target, target)
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(before, after), nn.GELU()]
+    return nn.Sequential(*layers[:-1])

@@ -19,13 +19,14 @@ class ValueHead(nn.Module):
         layers: list[nn.Module] = []
         for source, target in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Linear(source, target), nn.GELU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        last = nn.Linear(widths[-1], 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(*layers, last)
 
     def forward(self, hidden: Tensor, signals: Tensor | None) -> Tensor:
         """Hidden state [N, D] and signals [N, len(self.signals)] (None where there are none) -> value float32 [N, 1]."""
-        dtype = self.mlp[-1].weight.dtype
+        dtype = next(self.mlp.parameters()).dtype
         inputs = (hidden.detach() if self.detach else hidden).to(dtype)
         if signals is not None:
             signals = signals.to(dtype)
