@@ -9,6 +9,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import step_mdp
 
 from stare_lit import keys
+from stare_lit.envs.factory import seeded_reset
 
 MASK = "mask"
 """Key of the bool [N, T] mask that ``run_episodes`` writes: True = a real decision, False = padding after the episode's end."""
@@ -46,9 +47,6 @@ def run_episodes(
     Raises:
         ValueError: no seeds, an environment without a batch dimension, or ``max_decisions`` below 1.
     """
-    # Imported here because the factory brings the simulator, which a caller with an environment of its own may not have.
-    from stare_lit.envs.factory import seeded_reset
-
     if len(seeds) == 0:
         raise ValueError("seeds is empty: give at least one episode seed")
     if len(env.batch_size) != 1:

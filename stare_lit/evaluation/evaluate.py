@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -12,9 +12,9 @@ from torchrl.envs import EnvBase
 from stare_lit import keys
 from stare_lit.envs.rollout import MASK, run_episodes
 from stare_lit.evaluation.metrics import PairedGain, Rate, mean_or_nan, paired_gain, stage_funnel, stage_reached, wilson_rate
+from stare_lit.stages.tasks import get_spec
 from stare_lit.types import Policy
 
-Split = Literal["train", "validation", "test"]
 KEEP = tuple(keys.next_(key) for key in (keys.REWARD, keys.STEP_REWARD, keys.SUCCESS, keys.NUM_STEPS, keys.STAGE_INDEX, keys.TERMINATED))
 
 
@@ -88,32 +88,14 @@ class Evaluation:
         return cls(**plain, **{name: torch.tensor([float("nan") if x is None else x for x in values[name]]) for name in measured})
 
 
-def split_seeds(split: Split, num_episodes: int) -> list[int]:
-    """The first ``num_episodes`` seeds of a split; the splits are disjoint (method: train | validation | test).
-
-    Raises:
-        ValueError: unknown split, or fewer than one episode.
-    """
-    from stare_lit.envs import factory  # brings the simulator
-
-    ranges = {"train": factory.TRAIN_SEEDS, "validation": factory.VALIDATION_SEEDS, "test": factory.TEST_SEEDS}
-    if split not in ranges:
-        raise ValueError(f"split={split!r}: choose one of {', '.join(ranges)}")
-    low, high = ranges[split]
-    if not 1 <= num_episodes <= high - low:
-        raise ValueError(f"num_episodes={num_episodes}: give 1 to {high - low}, the size of the {split} seed range")
-    return list(range(low, low + num_episodes))
-
-
 def evaluate_policy(
     policy: Policy,
     env: EnvBase,
     seeds: Sequence[int],
     *,
+    task: str,
     temperature: float = 0.0,
     sampling_seed: int = 0,
-    task: str | None = None,
-    stage_names: Sequence[str] = (),
     watch: Callable[[TensorDictBase], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -122,9 +104,8 @@ def evaluate_policy(
     A module is put in eval mode and back; the global random state is left as it was (sampling draws from ``sampling_seed``).
 
     Args:
-        env: batch [num_envs], made with ``terminate_on_success=False``; a ``StageTracker`` in it gives the stage counts.
-        stage_names: names of the task's stages, in order; empty where the environment tracks none.
-        task: name for the report; default the environment's own.
+        env: batch [num_envs], from ``make_env`` with ``terminate_on_success=False``.
+        task: the environment's task, for its stages and the report.
         watch: sees every observation TensorDict [num_envs] before the policy does (video).
         progress: called with the number of episodes just finished.
 
@@ -151,7 +132,7 @@ def evaluate_policy(
             policy.train()
     if bool(episodes["next", keys.TERMINATED].any()):
         raise ValueError("env ends its episodes at success: make it with terminate_on_success=False, so that success_at_end means something")
-    return summarise(episodes, seeds, task=task or str(env.task), temperature=temperature, stage_names=stage_names)
+    return summarise(episodes, seeds, task=task, temperature=temperature, stage_names=get_spec(task).names)
 
 
 def summarise(episodes: TensorDict, seeds: Sequence[int], *, task: str, temperature: float, stage_names: Sequence[str] = ()) -> Evaluation:

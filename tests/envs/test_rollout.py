@@ -7,6 +7,7 @@ from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
+from stare_lit.envs import rollout
 from stare_lit.envs.rollout import MASK, run_episodes
 
 
@@ -16,9 +17,7 @@ class Countdown(EnvBase):
     def __init__(self, num_envs: int):
         super().__init__(batch_size=[num_envs])
         shape = (num_envs,)
-        self.observation_spec = Composite(
-            {"observation": {"state": Unbounded((num_envs, 1))}, "stage_index": Unbounded(shape, dtype=torch.int64)}, shape=shape
-        )
+        self.observation_spec = Composite({"observation": {"state": Unbounded((num_envs, 1))}, "stage_index": Unbounded(shape, dtype=torch.int64)}, shape=shape)
         self.action_spec = Composite({"vla_action": {"chunk": Bounded(-1, 1, (num_envs, 1, 2))}}, shape=shape)
         self.reward_spec = Unbounded((num_envs, 1))
         self.steps_simulated = 0
@@ -44,8 +43,7 @@ class Countdown(EnvBase):
 
 @pytest.fixture(autouse=True)
 def plain_seeded_reset(monkeypatch):
-    factory = pytest.importorskip("stare_lit.envs.factory")
-    monkeypatch.setattr(factory, "seeded_reset", lambda env, seeds: env.reset(seed=torch.as_tensor(seeds)))
+    monkeypatch.setattr(rollout, "seeded_reset", lambda env, seeds: env.reset(seed=torch.as_tensor(seeds)))
 
 
 def act(tensordict):

@@ -1,0 +1,8 @@
+"""What runs beside training: evaluation in the simulator, stage metrics, video, provenance and a guard against NaN."""
+
+from stare_lit.callbacks.non_finite import NonFiniteGuard
+from stare_lit.callbacks.provenance import Provenance
+from stare_lit.callbacks.rollout_evaluation import RolloutEvaluation
+from stare_lit.callbacks.stage_metrics import StageMetrics
+
+__all__ = ["NonFiniteGuard", "Provenance", "RolloutEvaluation", "StageMetrics"]

@@ -1,0 +1,102 @@
+"""``stare eval``: success of a saved policy on one split, with intervals, the stage funnel, and the paired gain over another policy."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from stare_lit.callbacks.provenance import fingerprint
+from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
+from stare_lit.envs.factory import Split, make_env, split_seeds
+from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
+from stare_lit.evaluation.report import report, stage_table, summary_table, write_json
+from stare_lit.models.vla import VLAPolicy
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path,
+    task: str,
+    num_episodes: int,
+    split: Split,
+    *,
+    temperature: float = 0.0,
+    num_envs: int = 8,
+    num_workers: int | None = None,
+    environment: dict[str, Any] | None = None,
+    device: str = "cpu",
+    video: str | Path | None = None,
+    video_episodes: int = 4,
+    console: Console | None = None,
+) -> Evaluation:
+    """Evaluate the policy folder ``checkpoint`` to the full horizon; see :func:`eval` for the arguments."""
+    seeds = split_seeds(split, num_episodes)
+    policy = VLAPolicy.from_pretrained(checkpoint).to(device)
+    settings = {"chunk_size": policy.chunk_size, "image_size": policy.config.image_size, "terminate_on_success": False, **(environment or {})}
+    recorder = FrameRecorder(seeds[:video_episodes]) if video else None
+    env = make_env(task, min(num_envs, num_episodes), num_workers=num_workers, **settings)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console or Console(stderr=True), transient=True) as bar:
+            episodes = bar.add_task(f"{Path(checkpoint)}", total=num_episodes)
+            result = evaluate_policy(
+                policy, env, seeds, task=task, temperature=temperature, watch=recorder, progress=lambda finished: bar.advance(episodes, finished)
+            )
+    finally:
+        env.close()
+    if recorder is not None and (film := recorder.film()) is not None:
+        write_video(video, film, fps=real_time_fps(policy.chunk_size))
+    return result
+
+
+def eval(
+    checkpoint: str,
+    task: str = "PushCube-v1",
+    num_episodes: int = 100,
+    split: Split = "validation",
+    temperature: float = 0.0,
+    compare: str | None = None,
+    num_envs: int = 8,
+    num_workers: int | None = None,
+    environment: dict[str, Any] | None = None,
+    device: str = "cpu",
+    output: str | None = None,
+    video: str | None = None,
+) -> None:
+    """Success of a saved policy with Wilson 95 % intervals, its stage funnel and, with ``compare``, its paired gain over another policy.
+
+    Args:
+        checkpoint: policy folder (``runs/.../best``).
+        task: environment id.
+        num_episodes: one from each of the first seeds of the split.
+        split: validation to choose by; test once, for the final number; train to look for over-fitting.
+        temperature: 0 is greedy.
+        compare: another policy folder, evaluated on the same seeds.
+        num_envs: environments side by side.
+        num_workers: processes for them; null: one a core.
+        environment: further settings of the environment, such as ``{max_episode_steps: 100}``.
+        device: where the policy runs: cpu, cuda.
+        output: write the report as JSON to this file.
+        video: write the first four episodes as a film to this .mp4 file.
+    """
+    folders = {"before": compare, "policy": checkpoint} if compare else {"policy": checkpoint}
+    prints = {name: fingerprint(folder) for name, folder in folders.items()}  # a missing one is told before any work
+    common = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment, "device": device}
+    results = {
+        name: evaluate_checkpoint(folder, task, num_episodes, split, video=video if name == "policy" else None, **common) for name, folder in folders.items()
+    }
+    gains = {"policy": results["policy"].gain_over(results["before"])} if compare else {}
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(
+        summary_table(results, gains, title=f"{task}, {num_episodes} {split} seeds, {'greedy' if temperature == 0 else 'sampled'}, temperature {temperature:g}")
+    )
+    console.print(stage_table(results["policy"]))
+    if output:
+        config = {"task": task, "split": split, "num_episodes": num_episodes, "folders": folders, "fingerprints": prints, **common}
+        console.print(f"report  {write_json(output, report(results, gains, config=config))}")
+    if video:
+        console.print(f"video   {video}")
+    if split != "test" and not compare:
+        test = shlex.join(["stare", "eval", "--checkpoint", checkpoint, "--task", task, "--split", "test", "--num_episodes", "200"])
+        console.print(f"next    {test}")

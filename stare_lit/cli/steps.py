@@ -1,0 +1,107 @@
+"""One ``stare`` command as a step of a longer job: in a process of its own, timed, and skipped or continued when the job is run again."""
+
+import ctypes
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from stare_lit.cli.run_folder import CHECKPOINTS
+from stare_lit.evaluation.report import write_json
+
+TICK = 5.0  # seconds between two notes of the wall time, so that a killed job knows what it has used
+PATIENCE = 60.0  # seconds that an interrupted child has to save
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command and where it is kept track of.
+
+    Args:
+        name: for messages.
+        command: words after ``stare``.
+        record: JSON with the command, its state and its wall time over all attempts.
+        run_dir: run folder of a ``fit`` step, which is continued from its last checkpoint; one without a checkpoint starts anew.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    record: Path
+    run_dir: Path | None = None
+
+
+def run_step(step: Step, console: Console) -> float:
+    """Run ``step`` unless it is finished, and return its wall time in seconds over all attempts.
+
+    Raises:
+        ValueError: it was begun with another command.
+        RuntimeError: it failed.
+    """
+    record = json.loads(step.record.read_text()) if step.record.is_file() else {"command": list(step.command), "finished": False, "seconds": 0.0}
+    if record["command"] != list(step.command):
+        raise ValueError(
+            f"{step.name}: {step.record} was begun with other settings ({shlex.join(record['command'])}); choose another --root or delete that folder"
+        )
+    if record["finished"]:
+        console.print(f"{step.name}: finished before, in {record['seconds'] / 60:.1f} min")
+        return record["seconds"]
+    command = [sys.executable, "-m", "stare_lit", *step.command, *_continued(step)]
+    console.rule(step.name)
+    console.print(shlex.join(["stare", *command[3:]]))
+    write_json(step.record, record)
+    before, start = record["seconds"], time.monotonic()
+    process = subprocess.Popen(command, preexec_fn=_end_with_parent)
+    try:
+        while True:
+            try:
+                code = process.wait(TICK)
+                break
+            except subprocess.TimeoutExpired:
+                write_json(step.record, {**record, "seconds": before + time.monotonic() - start})
+    except BaseException:  # Ctrl-C reaches the child by itself; it gets time to save
+        _end(process)
+        raise
+    finally:
+        record["seconds"] = before + time.monotonic() - start
+        write_json(step.record, record)
+    if code == 130:
+        raise KeyboardInterrupt
+    if code:
+        raise RuntimeError(f"{step.name} failed with exit code {code}: its message stands above. Run the same command again to go on from its last checkpoint")
+    write_json(step.record, {**record, "finished": True})
+    return record["seconds"]
+
+
+def _continued(step: Step) -> list[str]:
+    """Arguments that continue a ``fit`` from its last checkpoint; what was begun and has none is removed, for there is nothing to go on from."""
+    if step.run_dir is None or not step.run_dir.exists():
+        return []
+    checkpoints = sorted((step.run_dir / CHECKPOINTS).glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    if not checkpoints:
+        if not step.record.is_file():
+            raise ValueError(f"{step.name}: {step.run_dir} is there already, but was not begun by this command; choose another --root or move it away")
+        shutil.rmtree(step.run_dir)
+        return []
+    last = [path for path in checkpoints if path.name.startswith("last")]
+    return ["--ckpt_path", str((last or checkpoints)[-1])]
+
+
+def _end_with_parent() -> None:
+    """In the child (Linux): ask for a SIGTERM when the parent is killed, so that no training goes on unseen."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(process: subprocess.Popen) -> None:
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait()
