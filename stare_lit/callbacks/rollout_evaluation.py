@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from torchrl.envs import EnvBase
 
 from stare_lit.callbacks.provenance import all_finite, describe, save_policy
 from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
 from stare_lit.envs.factory import Split, make_env, split_seeds
 from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
-from stare_lit.evaluation.report import report, summary_table, write_json
+from stare_lit.evaluation.report import console, report, summary_table, write_json
 
 
 class RolloutEvaluation(Callback):
@@ -142,7 +141,7 @@ class RolloutEvaluation(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics({f"{kind}/{name}": value for name, value in result.metrics().items()}, step=trainer.global_step)
             write_json(self._folder(trainer) / f"{kind}.json", report({kind: result}, config=self._settings(result)))
-            Console().print(summary_table({kind: result}, title=f"{self.task}, {len(result.seeds)} {kind} seeds, temperature {self.temperature:g}"))
+            console().print(summary_table({kind: result}, title=f"{self.task}, {len(result.seeds)} {kind} seeds, temperature {self.temperature:g}"))
 
     def _measure(self, trainer: Trainer, module: LightningModule, kind: str) -> Evaluation:
         start, policy, seeds = time.monotonic(), module.policy, self.seeds[kind]
@@ -184,12 +183,12 @@ class RolloutEvaluation(Callback):
         rows = {f"{name} (step {self.steps[name]})": result for name, result in self.results.items()}
         named_gains = {f"{name} (step {self.steps[name]})": gain for name, gain in gains.items()}
         write_json(folder / "evaluation.json", report(rows, named_gains, config=self._settings(self.results["last"])))
-        console = Console(soft_wrap=True, highlight=False)
+        out = console()
         title = f"{self.task}, {len(self.seeds['fit'])} {self.split} seeds, temperature {self.temperature:g} ({self.seconds:.0f} s of evaluation)"
-        console.print(summary_table(rows, named_gains, title=title))
-        console.print("'best' was chosen on these seeds, so its number here flatters it; the test seeds do not:")
-        console.print(f"policy           {folder / 'best'}")
-        console.print(f"next             stare eval --checkpoint {folder / 'best'} --task {self.task} --split test --num_episodes 200")
+        out.print(summary_table(rows, named_gains, title=title))
+        out.print("'best' was chosen on these seeds, so its number here flatters it; the test seeds do not:")
+        out.print(f"policy           {folder / 'best'}")
+        out.print(f"next             stare eval --checkpoint {folder / 'best'} --task {self.task} --split test --num_episodes 200")
 
     # -- resume ----------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from stare_lit.callbacks.provenance import fingerprint
 from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
 from stare_lit.envs.factory import Split, make_env, split_seeds
 from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
-from stare_lit.evaluation.report import report, stage_table, summary_table, write_json
+from stare_lit.evaluation.report import console, report, stage_table, summary_table, write_json
 from stare_lit.models.vla import VLAPolicy
 
 
@@ -28,7 +28,6 @@ def evaluate_checkpoint(
     device: str = "cpu",
     video: str | Path | None = None,
     video_episodes: int = 4,
-    console: Console | None = None,
 ) -> Evaluation:
     """Evaluate the policy folder ``checkpoint`` to the full horizon; see :func:`eval` for the arguments."""
     seeds = split_seeds(split, num_episodes)
@@ -38,7 +37,7 @@ def evaluate_checkpoint(
     env = make_env(task, min(num_envs, num_episodes), num_workers=num_workers, **settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=console or Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             episodes = bar.add_task(f"{Path(checkpoint)}", total=num_episodes)
             result = evaluate_policy(
                 policy, env, seeds, task=task, temperature=temperature, watch=recorder, progress=lambda finished: bar.advance(episodes, finished)
@@ -87,16 +86,16 @@ def eval(
         name: evaluate_checkpoint(folder, task, num_episodes, split, video=video if name == "policy" else None, **common) for name, folder in folders.items()
     }
     gains = {"policy": results["policy"].gain_over(results["before"])} if compare else {}
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(
+    out = console()
+    out.print(
         summary_table(results, gains, title=f"{task}, {num_episodes} {split} seeds, {'greedy' if temperature == 0 else 'sampled'}, temperature {temperature:g}")
     )
-    console.print(stage_table(results["policy"]))
+    out.print(stage_table(results["policy"]))
     if output:
         config = {"task": task, "split": split, "num_episodes": num_episodes, "folders": folders, "fingerprints": prints, **common}
-        console.print(f"report  {write_json(output, report(results, gains, config=config))}")
+        out.print(f"report  {write_json(output, report(results, gains, config=config))}")
     if video:
-        console.print(f"video   {video}")
+        out.print(f"video   {video}")
     if split != "test" and not compare:
         test = shlex.join(["stare", "eval", "--checkpoint", checkpoint, "--task", task, "--split", "test", "--num_episodes", "200"])
-        console.print(f"next    {test}")
+        out.print(f"next    {test}")

@@ -23,7 +23,7 @@ from stare_lit.callbacks.provenance import fingerprint, lineage
 from stare_lit.cli.eval import evaluate_checkpoint
 from stare_lit.cli.steps import Step, run_step
 from stare_lit.evaluation.evaluate import Evaluation
-from stare_lit.evaluation.report import report, stage_table, write_json
+from stare_lit.evaluation.report import console, report, stage_table, write_json
 
 PLACEHOLDERS = "{start}, {root}, {task}"
 
@@ -94,10 +94,10 @@ def ipi(
         command = ("fit", "--config", phase.config, "--run_dir", str(run), *_filled(phase.arguments, values, phase.name))
         steps.append(Step(phase.name, command, record=folder / f"{phase.name}.json", run_dir=run))
         values["start"] = str(run / phase.policy)
-    console = Console(soft_wrap=True, highlight=False)
-    seconds = {step.name: run_step(step, console) for step in steps}
-    results = {phase.name: _tested(folder / phase.name, phase.policy, task, test, console) for phase in phases}
-    _show(results, seconds, folder, phases, task, test, console)
+    out = console()
+    seconds = {step.name: run_step(step, out) for step in steps}
+    results = {phase.name: _tested(folder / phase.name, phase.policy, task, test) for phase in phases}
+    _show(results, seconds, folder, phases, task, test, out)
 
 
 def _checked(phases: Sequence[Phase], until: str | None) -> list[Phase]:
@@ -125,7 +125,7 @@ def _filled(arguments: Sequence[str], values: dict[str, str | None], name: str) 
     return filled
 
 
-def _tested(run: Path, policy: str, task: str, test: Measurement, console: Console) -> Evaluation:
+def _tested(run: Path, policy: str, task: str, test: Measurement) -> Evaluation:
     """The phase's policy on the test split, measured once: a result for the same weights and settings is read again, not repeated."""
     folder, path = run / policy, run.with_name(f"{run.name}-test.json")
     settings = {"task": task, "split": "test", "fingerprint": fingerprint(folder), **vars(test)}
@@ -133,12 +133,12 @@ def _tested(run: Path, policy: str, task: str, test: Measurement, console: Conso
         stored = json.loads(path.read_text())
         if stored["config"] == settings:
             return Evaluation.from_dict(stored["results"][run.name]["episodes"])
-    result = evaluate_checkpoint(folder, task, split="test", console=console, video=path.with_suffix(".mp4"), **vars(test))
+    result = evaluate_checkpoint(folder, task, split="test", video=path.with_suffix(".mp4"), **vars(test))
     write_json(path, report({run.name: result}, config=settings) | {"lineage": lineage(folder)})
     return result
 
 
-def _show(results: dict[str, Evaluation], seconds: dict[str, float], folder: Path, phases: list[Phase], task: str, test: Measurement, console: Console) -> None:
+def _show(results: dict[str, Evaluation], seconds: dict[str, float], folder: Path, phases: list[Phase], task: str, test: Measurement, out: Console) -> None:
     """The table, the JSON, and what to run next."""
     names = list(results)
     gains = {after: results[after].gain_over(results[before]) for before, after in zip(names, names[1:], strict=False)}
@@ -155,7 +155,7 @@ def _show(results: dict[str, Evaluation], seconds: dict[str, float], folder: Pat
     config = {"task": task, "phases": [vars(phase) for phase in phases], "test": vars(test)}
     content = report(results, gains, config=config) | {"wall_time_seconds": seconds, "lineage": lineage(folder / last.name / last.policy)}
     written = write_json(folder / "report.json", content)
-    console.print(table, stage_table(results[last.name]))
-    console.print(f"policy  {folder / last.name / last.policy}\nreport  {written}")
+    out.print(table, stage_table(results[last.name]))
+    out.print(f"policy  {folder / last.name / last.policy}\nreport  {written}")
     again = shlex.join(["stare", "eval", "--checkpoint", str(folder / last.name / last.policy), "--task", task, "--video", "film.mp4"])
-    console.print(f"next    {again}")
+    out.print(f"next    {again}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from stare_lit import __version__
@@ -46,6 +47,12 @@ def _cpu_model() -> str:
 def command_line() -> list[str]:
     """The command that started this process, with its program shortened to its name."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def console() -> Console:
+    """For tables and paths: as wide as the terminal; wide enough for a table where the output goes to a file."""
+    terminal = Console(soft_wrap=True, highlight=False)
+    return terminal if terminal.is_terminal else Console(soft_wrap=True, highlight=False, width=160)
 
 
 def summary_table(rows: Mapping[str, Evaluation], gains: Mapping[str, PairedGain] | None = None, *, title: str = "") -> Table:
