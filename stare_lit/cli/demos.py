@@ -1,0 +1,42 @@
+"""``stare demos``: collect demonstrations, or import ManiSkill's own."""
+
+from typing import Literal
+
+
+def demos(
+    task: str = "PushCube-v1",
+    num_episodes: int = 100,
+    out: str | None = None,
+    image_size: int = 64,
+    action_noise: float = 0.0,
+    max_episode_steps: int | None = None,
+    visuals: Literal["auto", "light", "exact"] = "auto",
+    first_seed: int = 0,
+    keep_failures: bool = False,
+    num_workers: int | None = None,
+    min_success: float = 0.5,
+) -> None:
+    """Collect demonstrations of a task; called again, it goes on where it stopped.
+
+    Args:
+        task: a ManiSkill3 task (PushCube-v1, PullCube-v1, StackCube-v1, LiftPegUpright-v1) or Toy-v0.
+        num_episodes: successful episodes wanted.
+        out: folder to write to; by default data/demos/<task>-<image size>px-noise<noise>.
+        image_size: pixels of the square camera image.
+        action_noise: standard deviation of noise on the executed translations (an action of 1 is the longest step); labels stay noise-free.
+        max_episode_steps: steps within which a demonstration must succeed; by default the task's own limit.
+        visuals: renderer meshes; auto takes light ones where the renderer is a CPU.
+        first_seed: seeds are tried from here on, up to the end of the training range.
+        keep_failures: also store failed episodes, in <out>/failures.
+        num_workers: processes; by default one for each core, 0 runs in this one.
+        min_success: stop with an error when the expert's success rate is clearly below this.
+    """
+    from stare_lit.data.collect import collect_demos
+    from stare_lit.data.demonstrator import DemoSettings
+    from stare_lit.envs.factory import SEED_RANGES
+
+    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals)
+    collect_demos(
+        task, num_episodes, out=out or settings.folder, image_size=image_size, action_noise=action_noise, max_episode_steps=max_episode_steps,
+        visuals=visuals, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures, num_workers=num_workers, min_success=min_success,
+    )  # fmt: skip

@@ -1,0 +1,187 @@
+"""Demonstrations: scripted experts in many processes, one folder of trajectories that does not depend on how many."""
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.stats import binomtest
+from tensordict import TensorDict, TensorDictBase
+
+from stare_lit.data.demonstrator import DemoSettings, run_expert
+from stare_lit.data.trajectories import Trajectories, TrajectoryWriter
+from stare_lit.envs.factory import SEED_RANGES, TOY
+
+Block = tuple[list[int], TensorDict, TensorDict]
+"""Seeds, data [rows] and episode table [E] of episodes that were run together."""
+
+
+def collect_demos(
+    task: str,
+    num_episodes: int,
+    *,
+    out: str | Path,
+    image_size: int = 64,
+    action_noise: float = 0.0,
+    max_episode_steps: int | None = None,
+    visuals: Literal["auto", "light", "exact"] = "auto",
+    seed_range: tuple[int, int] = SEED_RANGES["train"],
+    keep_failures: bool = False,
+    num_workers: int | None = None,
+    min_success: float = 0.5,
+) -> Trajectories:
+    """The ``num_episodes`` first seeds of ``seed_range`` on which the expert succeeds, as trajectories in ``out``.
+
+    Goes on where an earlier call ended or was killed. What the folder holds depends on the settings alone, not on the number of workers
+    or calls: each episode depends on its seed only, and the seeds are stored in order. An episode is stored up to and including the decision
+    that reached success. Needs ``if __name__ == "__main__":`` in a calling script where ``num_workers`` > 0 (processes are spawned).
+
+    Args:
+        out: folder of trajectories; made where absent.
+        keep_failures: store failed episodes too, in ``out/failures``.
+        num_workers: processes; 0 runs here, None takes one for each core (0 for the toy).
+        min_success: stop with an error when the 95 % Wilson interval of the success rate lies below this.
+        task, image_size, action_noise, max_episode_steps, visuals: see `DemoSettings`.
+
+    Raises:
+        ValueError: bad arguments, or a folder that holds other trajectories.
+        RuntimeError: the expert fails too often, the seeds run out, or a worker died.
+    """
+    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals)
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes={num_episodes}: at least 1")
+    if not 0 <= seed_range[0] < seed_range[1]:
+        raise ValueError(f"seed_range={tuple(seed_range)}: needs 0 <= low < high")
+    if num_workers is None:
+        num_workers = 0 if task == TOY else len(os.sched_getaffinity(0))
+    metadata = settings.metadata(seed_range)
+    with ExitStack() as stack:
+        writer = stack.enter_context(TrajectoryWriter(out, metadata))
+        failures = stack.enter_context(TrajectoryWriter(Path(out) / "failures", replace(metadata, kind="failures"))) if keep_failures else None
+        if writer.stored.num_episodes < num_episodes:
+            _collect(settings, num_episodes, seed_range, writer, failures, num_workers, min_success)
+        _report(writer.stored)
+        return writer.stored
+
+
+def _collect(
+    settings: DemoSettings,
+    num_episodes: int,
+    seed_range: tuple[int, int],
+    writer: TrajectoryWriter,
+    failures: TrajectoryWriter | None,
+    num_workers: int,
+    min_success: float,
+) -> None:
+    """Runs blocks of seeds and commits them in order until enough episodes have succeeded."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(f"{settings.task} demonstrations", total=num_episodes, completed=writer.stored.num_episodes, rate="")
+        seeds = range(max([seed_range[0], *(info["seeds"][1] for info in writer.stored.infos)]), seed_range[1])
+        for block in _run_blocks(settings, seeds, num_workers, lambda: num_episodes - writer.stored.num_episodes):
+            tried, data, table = _first_successes(block, num_episodes - writer.stored.num_episodes)
+            info = {"seeds": [tried[0], tried[-1] + 1]}
+            if failures is not None:
+                known = torch.isin(table["seed"], failures.stored.episodes["seed"])  # of a run that was killed between the two appends
+                failures.append(*_select(data, table, ~table["success"] & ~known), info=info)
+            writer.append(*_select(data, table, table["success"]), info=info)
+            successes, attempts = writer.stored.num_episodes, info["seeds"][1] - seed_range[0]
+            progress.update(bar, completed=successes, rate=f"success {successes / attempts:.3f}")
+            low, high = wilson_interval(successes, attempts)
+            if high < min_success:
+                raise RuntimeError(
+                    f"the expert of {settings.task} succeeded on {successes} of {attempts} seeds ({low:.2f}..{high:.2f} at 95 %), below "
+                    f"min_success={min_success}; lower action_noise={settings.action_noise}, or min_success"
+                )
+            if successes >= num_episodes:
+                return
+    raise RuntimeError(f"seed_range={tuple(seed_range)} is used up with {writer.stored.num_episodes} of num_episodes={num_episodes}; widen it")
+
+
+def _first_successes(block: Block, num: int) -> Block:
+    """The block up to its ``num``-th success: no more episodes than were asked for."""
+    seeds, data, table = block
+    successes = table["success"].nonzero().squeeze(-1)
+    if len(successes) <= num:
+        return block
+    end = int(successes[num - 1]) + 1
+    return seeds[:end], data[: int(table["length"][:end].sum())], table[:end]
+
+
+def _report(stored: Trajectories) -> None:
+    successes, first = stored.num_episodes, stored.metadata.config["seed_range"][0]
+    attempts = stored.infos[-1]["seeds"][1] - first
+    low, high = wilson_interval(successes, attempts)
+    text = f"the expert succeeded on {successes} of {attempts} seeds ({successes / attempts:.3f}, 95 % interval {low:.3f}..{high:.3f})"
+    Console(soft_wrap=True, highlight=False).print(f"{successes} demonstrations of {stored.metadata.task} in {stored.folder}; {text}")
+
+
+def wilson_interval(successes: int, attempts: int) -> tuple[float, float]:
+    """95 % Wilson interval of a success rate."""
+    interval = binomtest(successes, attempts).proportion_ci(0.95, method="wilson")
+    return interval.low, interval.high
+
+
+def _select(data: TensorDictBase, table: TensorDictBase, chosen: torch.Tensor) -> tuple[TensorDictBase, TensorDictBase]:
+    """Rows and table of the chosen episodes (bool [E])."""
+    return data[chosen.repeat_interleave(table["length"])], table[chosen]
+
+
+def _run_blocks(settings: DemoSettings, seeds: range, num_workers: int, missing: Callable[[], int]) -> Iterator[Block]:
+    """(seeds, data, episode table) of one block after the other, in the order of the seeds.
+
+    ``missing()`` says how many successes are still needed, so that no more blocks are under way than may be of use.
+    """
+    blocks = iter(list(seeds[start : start + settings.block]) for start in range(0, len(seeds), settings.block))
+    if num_workers == 0:
+        env, expert = settings.demonstrator()
+        try:
+            for block in blocks:
+                yield block, *run_expert(env, expert, block, action_noise=settings.action_noise)
+        finally:
+            env.close()
+        return
+    executor = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(settings,))
+    waiting: deque[tuple[list[int], Future]] = deque()
+    try:
+        while True:
+            while len(waiting) < min(2 * num_workers, math.ceil(missing() / settings.block)) and (block := next(blocks, None)) is not None:
+                waiting.append((block, executor.submit(_work, block)))
+            if not waiting:
+                return
+            block, future = waiting.popleft()
+            data, table = future.result()
+            yield block, TensorDict(_tensors(data), [len(next(iter(data.values())))]), TensorDict(_tensors(table), [len(block)])
+    except BrokenProcessPool as error:
+        raise RuntimeError(f"a worker process of {settings.task} died (out of memory?); call again to go on, with num_workers={num_workers} lowered") from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}  # of this process, if it is a worker
+
+
+def _start_worker(settings: DemoSettings) -> None:
+    torch.set_num_threads(1)
+    _worker["settings"], _worker["demonstrator"] = settings, settings.demonstrator()
+
+
+def _work(seeds: list[int]) -> tuple[dict[Any, np.ndarray], dict[Any, np.ndarray]]:
+    """A block in a worker; arrays, for tensors would travel as open files of shared memory."""
+    data, table = run_expert(*_worker["demonstrator"], seeds, action_noise=_worker["settings"].action_noise)
+    return tuple({name: value.numpy() for name, value in part.items(True, True)} for part in (data, table))
+
+
+def _tensors(arrays: dict[Any, np.ndarray]) -> dict[Any, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

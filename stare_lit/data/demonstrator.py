@@ -1,0 +1,137 @@
+"""What a demonstration is: a scripted expert that acts in the policy's own action space, from one seed to the end of its episode."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tensordict import TensorDict
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import step_mdp
+
+from stare_lit import keys
+from stare_lit.data.trajectories import TrajectoryMetadata
+from stare_lit.envs.factory import TOY
+from stare_lit.types import Expert
+
+EXECUTED_ACTION = "executed_action"
+"""Key of the action that was executed: the expert's, plus noise. ``action`` is the expert's own one at the same state, the label to imitate."""
+
+KEPT = (keys.OBSERVATION, keys.SIGNALS, keys.INSTRUCTION_ID, keys.EPISODE_SEED, keys.ACTION, EXECUTED_ACTION) + tuple(
+    keys.next_(key) for key in (keys.SIGNALS, keys.REWARD, keys.SUCCESS, keys.TERMINATED, keys.TRUNCATED, keys.DONE)
+)
+CONTROL_MODE = "pd_ee_delta_pose"
+ACTION_DIM = 7
+TOY_BATCH = 64  # toy episodes run side by side
+EPISODES_PER_BLOCK = 5  # ManiSkill episodes that a worker runs between two reports
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What a demonstration is made with; sent to every worker and stored with the data.
+
+    Args:
+        task: "Toy-v0" or a ManiSkill3 task.
+        image_size: pixels of the square camera image.
+        action_noise: standard deviation of Gaussian noise on the three translations of each executed action (an action of 1 is the longest
+            step), for coverage around the demonstrations. The label stays the expert's noise-free action at the state that was visited (ours;
+            the idea is DART's, arXiv 1703.09327). Rotations and gripper get none: not every expert would correct them.
+        max_episode_steps: horizon within which a demonstration must succeed; None is the task's own.
+        visuals: meshes of the ManiSkill renderer, see ``ManiSkillEnv``.
+    """
+
+    task: str
+    image_size: int = 64
+    action_noise: float = 0.0
+    max_episode_steps: int | None = None
+    visuals: Literal["auto", "light", "exact"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.action_noise < 0:
+            raise ValueError(f"action_noise={self.action_noise}: a standard deviation; give 0 or more")
+
+    @property
+    def block(self) -> int:
+        """Episodes that are run, and sent back, together."""
+        return TOY_BATCH if self.task == TOY else EPISODES_PER_BLOCK
+
+    @property
+    def folder(self) -> Path:
+        """Where such demonstrations lie unless told otherwise."""
+        return Path("data/demos") / f"{self.task}-{self.image_size}px-noise{self.action_noise:g}"
+
+    def instructions(self) -> tuple[str, ...]:
+        """The task's table of instructions; ValueError for an unknown task."""
+        from stare_lit.envs.signals import INSTRUCTIONS
+        from stare_lit.envs.toy import ToyEnv
+
+        known = {TOY: ToyEnv.instructions, **INSTRUCTIONS}
+        if self.task not in known:
+            raise ValueError(f"task={self.task!r} is unknown; choose one of {sorted(known)}")
+        return known[self.task]
+
+    def metadata(self, seed_range: tuple[int, int]) -> TrajectoryMetadata:
+        """What a folder of demonstrations from the seeds ``[low, high)`` says of itself."""
+        config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals")} | {"seed_range": list(seed_range)}
+        return TrajectoryMetadata(self.task, ACTION_DIM, 1, CONTROL_MODE, self.image_size, self.instructions(), config=config)
+
+    def demonstrator(self) -> tuple[EnvBase, Expert]:
+        """Environment and expert, in the process that runs them."""
+        common = {"image_size": self.image_size, "terminate_on_success": True}
+        if self.max_episode_steps is not None:
+            common["max_episode_steps"] = self.max_episode_steps
+        if self.task == TOY:
+            from stare_lit.envs.toy import ToyEnv
+            from stare_lit.experts.toy import ToyExpert
+
+            return ToyEnv(TOY_BATCH, **common), ToyExpert()
+        from stare_lit.envs.maniskill import ManiSkillEnv
+        from stare_lit.experts.maniskill import make_expert
+
+        return ManiSkillEnv(self.task, visuals=self.visuals, **common), make_expert(self.task)
+
+
+def run_expert(env: EnvBase, expert: Expert, seeds: list[int], *, action_noise: float = 0.0) -> tuple[TensorDict, TensorDict]:
+    """One episode from each seed: data [rows] of `KEPT`, episode after episode, and the episode table [E].
+
+    Args:
+        env: batch size [] (one episode after the other) or [N] (N at a time), ``chunk_size`` 1.
+        action_noise: see `DemoSettings`; drawn for each episode from its own seed.
+    """
+    wave = env.batch_size.numel()
+    parts = [_run_wave(env, expert, seeds[start : start + wave], action_noise) for start in range(0, len(seeds), wave)]
+    return torch.cat([data for data, _ in parts]), torch.cat([table for _, table in parts])
+
+
+def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: float) -> tuple[TensorDict, TensorDict]:
+    num = env.batch_size.numel()
+    filled = seeds + [seeds[-1]] * (num - len(seeds))  # the copies are dropped again
+    generators = [torch.Generator().manual_seed(seed) for seed in filled]
+    expert.reset()
+    tensordict = env.reset(seed=filled)
+    running = torch.ones(num, dtype=torch.bool)
+    rows, masks = [], []
+    with torch.no_grad():
+        while running.any():
+            action = expert.act(env).reshape(num, ACTION_DIM).float().clamp(-1, 1)
+            executed = action.clone()
+            executed[:, :3] += action_noise * torch.stack([torch.randn(3, generator=generator) for generator in generators])
+            executed.clamp_(-1, 1)
+            tensordict.set(keys.ACTION_CHUNK, executed.reshape(*env.batch_size, 1, ACTION_DIM))
+            if env.batch_size:
+                tensordict.set("_step", running.clone())
+            tensordict = env.step(tensordict)
+            row = tensordict.reshape(num).set(keys.ACTION, action).set(EXECUTED_ACTION, executed)
+            rows.append(row.select(*KEPT).clone())
+            masks.append(running)
+            running = running & ~tensordict["next", keys.DONE].reshape(num)
+            tensordict = step_mdp(tensordict)
+    mask = torch.stack(masks, 1)[: len(seeds)]
+    episodes = torch.stack(rows, 1)[: len(seeds)]
+    table = {
+        "length": mask.sum(1),
+        "seed": episodes[keys.EPISODE_SEED][:, 0],
+        "success": (episodes["next", keys.SUCCESS].squeeze(-1) & mask).any(1),
+        "instruction_id": episodes[keys.INSTRUCTION_ID][:, 0],
+    }
+    return episodes[mask], TensorDict(table, [len(seeds)])
