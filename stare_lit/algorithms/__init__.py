@@ -1,0 +1,1 @@
+"""One LightningModule a phase: ``sft`` (imitation), ``sta_tpo`` (preference), ``sta_ppo`` (interaction)."""

@@ -1,0 +1,85 @@
+"""Low-rank adapters (peft) on a policy: merged on entering a phase, then a fresh zero one, so that "adapter off" is the policy that entered."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Size and place of the adapters; defaults are RL4VLA's (arXiv 2505.19789).
+
+    Args:
+        rank: of each adapter.
+        alpha: the adapter's output is scaled by alpha / rank.
+        dropout: on the adapter's input; 0 keeps the first step's log-ratio at exactly 0.
+        target_modules: "all-linear", or a regular expression over module names.
+        exclude_modules: a regular expression over module names that get none.
+    """
+
+    rank: int = 32
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: str = "all-linear"
+    exclude_modules: str = r"(.*\.)?value_head(\..*)?"
+
+
+def add_adapter(policy: nn.Module, settings: LoraSettings) -> None:
+    """Add a fresh adapter, in place; it changes no output until it is trained. Everything else is frozen.
+
+    Raises:
+        ValueError: there is an adapter already.
+    """
+    if has_adapter(policy):
+        raise ValueError("policy: has an adapter already; merge it first (merge_adapter), so that 'adapter off' is the policy that enters the phase")
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        exclude_modules=settings.exclude_modules,
+    )
+    inject_adapter_in_model(config, policy)
+
+
+def merge_adapter(policy: nn.Module) -> None:
+    """Add every adapter to the weights it stands beside and take it away, in place; every parameter is trainable again. Does nothing without one."""
+    adapted = [(name, layer) for name, layer in policy.named_modules() if isinstance(layer, BaseTunerLayer)]
+    for name, layer in adapted:
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(policy.get_submodule(parent), child, layer.get_base_layer())
+    if adapted:
+        policy.requires_grad_(True)
+
+
+def merged_copy(policy: nn.Module) -> nn.Module:
+    """The policy without adapters, for saving: itself where it has none, else a merged copy."""
+    if not has_adapter(policy):
+        return policy
+    policy = copy.deepcopy(policy)
+    merge_adapter(policy)
+    return policy
+
+
+@contextmanager
+def adapter_off(policy: nn.Module) -> Iterator[None]:
+    """The policy that entered the phase, for as long as the context lasts."""
+    layers = [layer for layer in policy.modules() if isinstance(layer, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def has_adapter(policy: nn.Module) -> bool:
+    """Whether any layer has an adapter."""
+    return any(isinstance(layer, BaseTunerLayer) for layer in policy.modules())

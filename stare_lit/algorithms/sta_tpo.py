@@ -1,0 +1,133 @@
+"""The preference phase: StA-TPO (StARe-VLA, arXiv 2512.05107); plain TPO (GRAPE, arXiv 2411.19309) is the same module on one-stage pairs."""
+
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stare_lit import keys
+from stare_lit.algorithms.lora import LoraSettings, add_adapter, merge_adapter, merged_copy
+from stare_lit.objectives.executed import sum_executed
+from stare_lit.objectives.preference import sta_tpo_loss
+from stare_lit.types import LossOutput
+
+
+class StaTPOModule(LightningModule):
+    """Raises the policy above the one that enters the phase, on stage pairs of that one's own rollouts.
+
+    A batch (``data.preferences.PairBatches``) is a TensorDict without batch size: ``decisions`` [M] (observations, tokens,
+    ``reference_log_prob``), ``trajectory`` [M] (p for a of pair p, P + p for its b), ``position`` [M], ``stage_index`` [M],
+    ``preferred`` [P, K], and ``cost`` [2, P, K] where stage costs are known.
+
+    Args:
+        policy: a ``types.Policy``; the reference is this policy as it is handed in.
+        beta: sharpness of the preference; about 1 for ``reduction="mean"``, 0.1 for "sum".
+        lmbda: weight of the stage cost, a margin inside the sigmoid; 0 for TPO and for StA-TPO without cost.
+        reduction: log-ratio of a stage as the mean over its decisions (StARe-VLA) or their sum (GRAPE).
+        temperature: of the log-probabilities, in training as in the reference.
+        learning_rate: of AdamW, after the warm-up.
+        weight_decay: of AdamW.
+        warmup_steps: optimizer steps over which the learning rate rises linearly from near 0.
+        micro_batch_size: most decisions whose activations are in memory at once; beyond it they are recomputed in the backward pass, with
+            identical gradients, at one more forward. None never splits.
+        lora: train a fresh adapter instead of all weights.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        *,
+        beta: float = 1.0,
+        lmbda: float = 1.0,
+        reduction: Literal["mean", "sum"] = "mean",
+        temperature: float = 1.0,
+        learning_rate: float = 2e-5,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 10,
+        micro_batch_size: int | None = None,
+        lora: LoraSettings | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, good in (
+            ("beta", beta, beta > 0),
+            ("lmbda", lmbda, lmbda >= 0),
+            ("temperature", temperature, temperature > 0),
+            ("learning_rate", learning_rate, learning_rate > 0),
+            ("warmup_steps", warmup_steps, warmup_steps >= 0),
+            ("micro_batch_size", micro_batch_size, micro_batch_size is None or micro_batch_size > 0),
+        ):
+            if not good:
+                raise ValueError(f"{name}={value}: must be {'at least 0' if name in ('lmbda', 'warmup_steps') else 'above 0'}")
+        self.save_hyperparameters(ignore=["policy"], logger=False)
+        self.policy = policy
+        self.beta, self.lmbda, self.reduction, self.temperature = beta, lmbda, reduction, temperature
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.micro_batch_size, self.lora = micro_batch_size, lora
+        self._adapted = False
+        merge_adapter(policy)  # before the reference is computed
+
+    def configure_model(self) -> None:
+        """Adds the adapter; by now the DataModule has computed the reference."""
+        if self.lora is not None and not self._adapted:
+            add_adapter(self.policy, self.lora)
+            self._adapted = True
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def merged_policy(self) -> nn.Module:
+        """The policy to save: a merged copy where an adapter is trained, else the policy itself."""
+        return merged_copy(self.policy)
+
+    def loss(self, batch: TensorDictBase) -> LossOutput:
+        """The preference loss of one batch.
+
+        Raises:
+            ValueError: ``lmbda`` is above 0 but the pairs carry no stage cost.
+        """
+        preferred = batch["preferred"]
+        cost = batch.get("cost", None)
+        if cost is None:
+            if self.lmbda:
+                raise ValueError(f"lmbda={self.lmbda}: the pairs carry no stage cost (rule.use_cost is false); set lmbda to 0, or use_cost to true")
+            cost = torch.zeros(2, *preferred.shape, device=preferred.device)
+        log_ratio = self._log_prob(batch["decisions"]) - batch["decisions", "reference_log_prob"]
+        place = (batch["trajectory"], batch["position"])
+        shape = (2 * len(preferred), int(batch["position"].max()) + 1)
+        log_ratios = log_ratio.new_zeros(shape).index_put(place, log_ratio)
+        stages = batch["stage_index"].new_full(shape, -1).index_put(place, batch["stage_index"])
+        return sta_tpo_loss(*log_ratios.chunk(2), *stages.chunk(2), *cost, preferred, beta=self.beta, lmbda=self.lmbda, reduction=self.reduction)
+
+    def _log_prob(self, decisions: TensorDictBase) -> Tensor:
+        """log pi(a_t | s_t) [M] over the executed tokens, float32."""
+
+        def evaluate(part: TensorDictBase) -> Tensor:
+            log_probs = self.policy.evaluate_actions(part, temperature=self.temperature)["log_probs"].float()
+            return sum_executed(log_probs, part[keys.next_(keys.NUM_STEPS)].squeeze(-1))
+
+        if self.micro_batch_size is None or len(decisions) <= self.micro_batch_size:
+            return evaluate(decisions)
+        return torch.cat([checkpoint(evaluate, part, use_reentrant=False) for part in decisions.split(self.micro_batch_size)])
+
+    def _step(self, batch: TensorDictBase, phase: str) -> Tensor:
+        output = self.loss(batch)
+        num_pairs = len(batch["preferred"])
+        self.log(f"{phase}/loss", output.mean, prog_bar=True, batch_size=num_pairs, sync_dist=phase == "val")
+        metrics = {f"{phase}/{name}": value for name, value in output.metrics.items()}
+        per_stage = batch["preferred"].ne(0).sum(0).float()
+        names = getattr(self.trainer.datamodule, "stage_names", range(len(per_stage)))
+        metrics |= {f"{phase}/stage_pairs/{name}": number for name, number in zip(names, per_stage, strict=True)}
+        self.log_dict(metrics, batch_size=num_pairs, sync_dist=phase == "val")
+        return output.mean
