@@ -102,7 +102,7 @@ class RolloutEvaluation(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluate_once(trainer, pl_module, "test")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """What was learned until then goes to ``last/``, unless the weights are damaged."""
         if trainer.state.fn == "fit" and trainer.global_step > 0 and trainer.is_global_zero and all_finite(pl_module.policy):
             save_policy(pl_module.policy, self._folder(trainer) / "last", describe(trainer, pl_module), {})
@@ -115,8 +115,8 @@ class RolloutEvaluation(Callback):
     # -- what ------------------------------------------------------------------------------------------------------------
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         """Rank 0 evaluates, the others wait and are told the numbers."""
-        result = self._measure(trainer, module, "fit") if trainer.is_global_zero else None
-        result = trainer.strategy.broadcast(result)
+        measured = self._measure(trainer, module, "fit") if trainer.is_global_zero else None
+        result: Any = trainer.strategy.broadcast(measured)
         first = "last" not in self.results
         if first and trainer.global_step == 0:
             self.results["before"], self.steps["before"] = result, 0
@@ -144,7 +144,8 @@ class RolloutEvaluation(Callback):
             console().print(summary_table({kind: result}, title=f"{self.task}, {len(result.seeds)} {kind} seeds, temperature {self.temperature:g}"))
 
     def _measure(self, trainer: Trainer, module: LightningModule, kind: str) -> Evaluation:
-        start, policy, seeds = time.monotonic(), module.policy, self.seeds[kind]
+        policy: Any = module.policy
+        start, seeds = time.monotonic(), self.seeds[kind]
         if self._env is None:
             image_size = self.image_size or policy.config.image_size
             settings = {"chunk_size": policy.chunk_size, "image_size": image_size, "terminate_on_success": False, **self.environment}

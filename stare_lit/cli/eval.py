@@ -44,7 +44,7 @@ def evaluate_checkpoint(
             )
     finally:
         env.close()
-    if recorder is not None and (film := recorder.film()) is not None:
+    if video is not None and recorder is not None and (film := recorder.film()) is not None:
         write_video(video, film, fps=real_time_fps(policy.chunk_size))
     return result
 
@@ -81,7 +81,7 @@ def eval(
     """
     folders = {"before": compare, "policy": checkpoint} if compare else {"policy": checkpoint}
     prints = {name: fingerprint(folder) for name, folder in folders.items()}  # a missing one is told before any work
-    common = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment, "device": device}
+    common: dict[str, Any] = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment, "device": device}
     results = {
         name: evaluate_checkpoint(folder, task, num_episodes, split, video=video if name == "policy" else None, **common) for name, folder in folders.items()
     }

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -45,7 +46,9 @@ def run_step(step: Step, console: Console) -> float:
         ValueError: it was begun with another command.
         RuntimeError: it failed.
     """
-    record = json.loads(step.record.read_text()) if step.record.is_file() else {"command": list(step.command), "finished": False, "seconds": 0.0}
+    record: dict[str, Any] = (
+        json.loads(step.record.read_text()) if step.record.is_file() else {"command": list(step.command), "finished": False, "seconds": 0.0}
+    )
     if record["command"] != list(step.command):
         raise ValueError(
             f"{step.name}: {step.record} was begun with other settings ({shlex.join(record['command'])}); choose another --root or delete that folder"

@@ -83,9 +83,10 @@ class Evaluation:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Evaluation":
         """From :meth:`to_dict`'s values, also after a trip through JSON."""
-        plain = {"task": values["task"], "temperature": values["temperature"], "seeds": tuple(values["seeds"]), "stage_names": tuple(values["stage_names"])}
+        plain: dict[str, Any] = {"task": values["task"], "temperature": values["temperature"]}
+        plain |= {name: tuple(values[name]) for name in ("seeds", "stage_names")}
         measured = [name for name in cls.__dataclass_fields__ if name not in plain]
-        return cls(**plain, **{name: torch.tensor([float("nan") if x is None else x for x in values[name]]) for name in measured})
+        return cls(**plain | {name: torch.tensor([float("nan") if x is None else x for x in values[name]]) for name in measured})
 
 
 def evaluate_policy(
@@ -112,9 +113,9 @@ def evaluate_policy(
     Raises:
         ValueError: an episode ended at success, so that success_at_end would mean nothing.
     """
-    is_module = isinstance(policy, torch.nn.Module)
-    device = next((p.device for p in policy.parameters()), None) if is_module else None
-    was_training = is_module and policy.training
+    module = policy if isinstance(policy, torch.nn.Module) else None
+    device = next((p.device for p in module.parameters()), None) if module is not None else None
+    was_training = module is not None and module.training
 
     def act(tensordict: TensorDictBase) -> TensorDictBase:
         if watch is not None:
@@ -122,14 +123,14 @@ def evaluate_policy(
         return policy.act(tensordict if device is None else tensordict.to(device), temperature=temperature)
 
     try:
-        if is_module:
-            policy.eval()
+        if module is not None:
+            module.eval()
         with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
             torch.manual_seed(sampling_seed)
             episodes = run_episodes(env, act, seeds, keep=KEEP, progress=progress)
     finally:
-        if was_training:
-            policy.train()
+        if module is not None:
+            module.train(was_training)
     if bool(episodes["next", keys.TERMINATED].any()):
         raise ValueError("env ends its episodes at success: make it with terminate_on_success=False, so that success_at_end means something")
     return summarise(episodes, seeds, task=task, temperature=temperature, stage_names=get_spec(task).names)
