@@ -17,14 +17,14 @@ def tiny(
     image_size: int = 64,
     chunk_size: int = 4,
     num_bins: int = 32,
-    hidden_size: int = 160,
-    num_layers: int = 4,
+    hidden_size: int = 192,
+    num_layers: int = 3,
     action_dim: int = 7,
     decoding: Literal["parallel", "autoregressive"] = "parallel",
     value_signals: tuple[str, ...] = (),
     detach_value: bool = False,
 ) -> VLAPolicy:
-    """About 1.5 M parameters, for two CPU cores: convolutional tower, one pass for a whole chunk.
+    """About 1.7 M parameters, for two CPU cores: convolutional tower, one pass for a whole chunk.
 
     Args:
         state_dim: size of the proprioception vector; 0: none.
@@ -46,7 +46,7 @@ def tiny(
                 "num_attention_heads": hidden_size // 32,
                 "num_key_value_heads": hidden_size // 32,
                 "max_position_embeddings": 512,
-                "initializer_range": 0.05,
+                "initializer_range": 0.05,  # at 0.02 a small trunk stays at the label prior for hundreds of updates
                 "pad_token_id": 0,
             },
             towers=(TowerConfig("conv_stem", {"width": hidden_size}),),
