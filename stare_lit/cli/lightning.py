@@ -21,6 +21,13 @@ UPSTREAM_NOISE = (
 )
 
 
+class BriefParser(LightningArgumentParser):
+    """Errors without the forty lines of usage before them; ``--help`` has it all."""
+
+    def print_usage(self, file: Any = None) -> None:
+        pass
+
+
 class StareCLI(LightningCLI):
     """LightningCLI where ``class_path`` in YAML chooses model and data, and ``--run_dir`` says where everything is written."""
 
@@ -121,6 +128,7 @@ def run(args: Sequence[str]) -> Any:
         save_config_callback=None,
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        parser_class=BriefParser,
         parser_kwargs={"prog": "stare"},
         args=None if list(args) == sys.argv[1:] else list(args),
     )

@@ -67,11 +67,18 @@ def _close_stdin() -> None:
     sys.stdin = os.fdopen(0, closefd=False)
 
 
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether a ``raise`` statement of this package raised ``error``: then its message is meant for the user."""
-    frames = traceback.extract_tb(error.__traceback__)
+def _our_message(error: BaseException | None) -> str | None:
+    """The message of ``error``, or of what caused it, where a ``raise`` statement of this package raised it: then it is meant for the user.
+
+    The causes count because jsonargparse wraps an error of a class that it makes.
+    """
     package = Path(__file__).resolve().parent.parent
-    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(package) and (frames[-1].line or "").startswith("raise")
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and Path(frames[-1].filename).resolve().is_relative_to(package) and (frames[-1].line or "").startswith("raise"):
+            return str(error)
+        error = error.__cause__
+    return None
 
 
 def _fail(message: str) -> NoReturn:
@@ -116,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise
         _fail(f"a library asked a question on standard input ({error}); run with STARE_DEBUG=1 to see which")
     except OUR_ERRORS as error:
-        if _debug() or not _raised_by_us(error):
+        message = _our_message(error)
+        if _debug() or message is None:
             raise
-        _fail(str(error))
+        _fail(message)
     raise SystemExit(result if type(result) is int else 0)
