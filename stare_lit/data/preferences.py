@@ -109,7 +109,7 @@ class PairBatches:
 class PreferenceDataModule(LightningDataModule):
     """Pairs of rollouts of the policy that enters the phase. Missing rollouts are sampled, missing reference log-probabilities computed.
 
-    Reads ``policy`` and ``temperature`` of ``trainer.lightning_module``.
+    Reads ``policy``, ``temperature`` and ``lmbda`` of ``trainer.lightning_module``.
 
     Args:
         task: environment id.
@@ -156,7 +156,13 @@ class PreferenceDataModule(LightningDataModule):
         return self.spec.names if self.rule.kind == "stage" else ("task",)
 
     def prepare_data(self) -> None:
-        """Samples the rollouts that are missing."""
+        """Samples the rollouts that are missing.
+
+        Raises:
+            ValueError: the module weighs a stage cost that these pairs do not carry.
+        """
+        if not self.rule.use_cost and (lmbda := getattr(self.trainer.lightning_module, "lmbda", 0.0)):
+            raise ValueError(f"rule.use_cost=False with the module's lmbda={lmbda}: there is no stage cost to weigh; set lmbda to 0, or use_cost to true")
         self._rollouts()
 
     def setup(self, stage: str) -> None:

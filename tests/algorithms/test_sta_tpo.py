@@ -6,6 +6,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from lightning import Trainer
+from tensordict import TensorDict
 
 from stare_lit import keys
 from stare_lit.algorithms.lora import LoraSettings, adapter_off, add_adapter, has_adapter, merge_adapter
@@ -119,11 +120,14 @@ def test_adapter_training_leaves_the_reference_untouched(folder, tmp_path):
     torch.testing.assert_close(module._log_prob(decisions).detach(), trained, atol=1e-4, rtol=1e-4)
 
 
-def test_lmbda_without_stage_cost_is_refused(folder, tmp_path):
-    module, datamodule = StaTPOModule(small_policy(), lmbda=1.0), data(folder, rule=PairRule(use_cost=False))
-    attach(module, datamodule, tmp_path)
+def test_lmbda_without_stage_cost_is_refused_before_any_work(tmp_path):
+    module, datamodule = StaTPOModule(small_policy(), lmbda=1.0), data(str(tmp_path / "empty"), rule=PairRule(use_cost=False))
+    with pytest.raises(ValueError, match="lmbda=1.0: there is no stage cost to weigh"):
+        attach(module, datamodule, tmp_path)
+    assert not (tmp_path / "empty").exists()
+    batch = TensorDict({"preferred": torch.ones(1, 1)}, batch_size=[])
     with pytest.raises(ValueError, match="lmbda=1.0: the pairs carry no stage cost"):
-        module.loss(next(iter(datamodule.train_dataloader())))
+        module.loss(batch)
 
 
 @pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("lmbda", -1.0), ("temperature", 0.0), ("micro_batch_size", 0)])
