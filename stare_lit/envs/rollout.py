@@ -29,7 +29,7 @@ def run_episodes(
     """One episode from each seed, as tensors [N, T] with a ``mask``.
 
     The seeds are worked off in waves of ``env.batch_size[0]`` episodes. Each wave starts from a seeded reset and runs until its last episode
-    is over; episodes that are over already are not simulated any further where the environment can skip them (``_step``), and never counted.
+    is over; those that are over before are stepped along, and never counted. (TorchRL's ``_step`` mask cannot name single environments of a worker.)
     No gradient is recorded. Text (``language_instruction``) is left out: ``instruction_id`` says which one it was.
 
     Args:
@@ -76,10 +76,7 @@ def _run_wave(env: EnvBase, act: Act, tensordict: TensorDictBase, max_decisions:
         tensordict = act(tensordict)
         if env.device is not None and tensordict.device != env.device:
             tensordict = tensordict.to(env.device)
-        if not running.all():
-            tensordict.set("_step", running.clone())
         tensordict = env.step(tensordict)
-        tensordict.pop("_step", None)
         rows.append(_kept(tensordict, keep).set(MASK, running.clone()))
         running = running & ~tensordict["next", keys.DONE].reshape(running.shape)
         tensordict = step_mdp(

