@@ -15,8 +15,11 @@ def demos(
     keep_failures: bool = False,
     num_workers: int | None = None,
     min_success: float = 0.5,
+    h5: str | None = None,
+    replay: Literal["actions", "states"] = "actions",
+    with_actions: bool = True,
 ) -> None:
-    """Collect demonstrations of a task; called again, it goes on where it stopped.
+    """Collect demonstrations of a task, or import ManiSkill's own; called again, it goes on where it stopped.
 
     Args:
         task: a ManiSkill3 task (PushCube-v1, PullCube-v1, StackCube-v1, LiftPegUpright-v1) or Toy-v0.
@@ -30,13 +33,31 @@ def demos(
         keep_failures: also store failed episodes, in <out>/failures.
         num_workers: processes; by default one for each core, 0 runs in this one.
         min_success: stop with an error when the expert's success rate is clearly below this.
+        h5: import this trajectory file of ManiSkill (its .json beside it) instead; num_episodes is then how many at most.
+        replay: of an imported file: execute its actions again, or go through its recorded states.
+        with_actions: false imports observations and signals only, from any control mode (with replay=states).
     """
-    from stare_lit.data.collect import collect_demos
     from stare_lit.data.demonstrator import DemoSettings
     from stare_lit.envs.factory import SEED_RANGES
 
     settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals)
-    collect_demos(
-        task, num_episodes, out=out or settings.folder, image_size=image_size, action_noise=action_noise, max_episode_steps=max_episode_steps,
-        visuals=visuals, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures, num_workers=num_workers, min_success=min_success,
+    if h5 is None:
+        if replay != "actions" or not with_actions:
+            raise ValueError(f"replay={replay!r}, with_actions={with_actions}: these settings are for an import; give h5 as well, or leave them out")
+        from stare_lit.data.collect import collect_demos
+
+        collect_demos(
+            task, num_episodes, out=out or settings.folder, image_size=image_size, action_noise=action_noise, max_episode_steps=max_episode_steps,
+            visuals=visuals, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures, num_workers=num_workers, min_success=min_success,
+        )  # fmt: skip
+        return
+    collecting = {"action_noise": action_noise, "max_episode_steps": max_episode_steps, "first_seed": first_seed,
+                  "keep_failures": keep_failures, "num_workers": num_workers}  # fmt: skip
+    if unused := [name for name, value in collecting.items() if value]:
+        raise ValueError(f"h5={h5!r} imports recorded episodes, for which {', '.join(unused)} have no meaning; leave them out")
+    from stare_lit.data.h5 import import_h5
+
+    import_h5(
+        h5, out=out or f"{settings.folder}-imported", task=task, replay=replay, with_actions=with_actions, image_size=image_size,
+        num_episodes=num_episodes, visuals=visuals,
     )  # fmt: skip

@@ -165,6 +165,8 @@ def _run_blocks(settings: DemoSettings, seeds: range, num_workers: int, missing:
             yield block, TensorDict(_tensors(data), [len(next(iter(data.values())))]), TensorDict(_tensors(table), [len(block)])
     except BrokenProcessPool as error:
         raise RuntimeError(f"a worker process of {settings.task} died (out of memory?); call again to go on, with num_workers={num_workers} lowered") from error
+    except (ValueError, OSError, RuntimeError) as error:
+        raise type(error)(str(error)) from error  # of the worker, as ours
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -174,11 +176,13 @@ _worker: dict[str, Any] = {}  # of this process, if it is a worker
 
 def _start_worker(settings: DemoSettings) -> None:
     torch.set_num_threads(1)
-    _worker["settings"], _worker["demonstrator"] = settings, settings.demonstrator()
+    _worker["settings"] = settings
 
 
 def _work(seeds: list[int]) -> tuple[dict[Any, np.ndarray], dict[Any, np.ndarray]]:
     """A block in a worker; arrays, for tensors would travel as open files of shared memory."""
+    if "demonstrator" not in _worker:  # made here, for the error of an initializer would be lost
+        _worker["demonstrator"] = _worker["settings"].demonstrator()
     data, table = run_expert(*_worker["demonstrator"], seeds, action_noise=_worker["settings"].action_noise)
     return tuple({name: value.numpy() for name, value in part.items(True, True)} for part in (data, table))
 

@@ -86,9 +86,9 @@ class DemoSettings:
 
             return ToyEnv(TOY_BATCH, **common), ToyExpert()
         from stare_lit.envs.maniskill import ManiSkillEnv
-        from stare_lit.experts.maniskill import make_expert
+        from stare_lit.experts.maniskill import ManiSkillExpert
 
-        return ManiSkillEnv(self.task, visuals=self.visuals, **common), make_expert(self.task)
+        return ManiSkillEnv(self.task, visuals=self.visuals, **common), ManiSkillExpert(self.task)
 
 
 def run_expert(env: EnvBase, expert: Expert, seeds: list[int], *, action_noise: float = 0.0) -> tuple[TensorDict, TensorDict]:

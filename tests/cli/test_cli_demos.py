@@ -30,3 +30,10 @@ def test_config_file(tmp_path: Path) -> None:
 def test_wrong_input_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert run("--task", "Cube", "--out", str(tmp_path)) == 2
     assert "task='Cube' is unknown; choose one of" in capsys.readouterr().err
+
+
+def test_settings_that_would_be_ignored_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run("--task", "Toy-v0", "--out", str(tmp_path), "--replay", "states") == 2
+    assert "give h5 as well" in capsys.readouterr().err
+    assert run("--h5", "x.h5", "--out", str(tmp_path), "--action_noise", "0.1") == 2
+    assert "action_noise have no meaning" in capsys.readouterr().err

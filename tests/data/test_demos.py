@@ -101,6 +101,10 @@ class TestCollect:
         with pytest.raises(RuntimeError, match=r"seed_range=\(5, 15\) is used up with 10 of num_episodes=11"):
             collect_demos("Toy-v0", 11, out=tmp_path, image_size=16, seed_range=(5, 15))
 
+    def test_error_in_a_worker_keeps_its_message(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="max_episode_steps=0"):
+            collect_demos("Toy-v0", 1, out=tmp_path, image_size=16, max_episode_steps=0, num_workers=1)
+
     def test_bad_arguments(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="task='Cube' is unknown; choose one of .*PushCube-v1"):
             collect_demos("Cube", 1, out=tmp_path)
