@@ -20,6 +20,7 @@ from stare_lit.evaluation.report import write_json
 TICK = 5.0  # seconds between two notes of the wall time, so that a killed job knows what it has used
 PATIENCE = 60.0  # seconds that an interrupted child has to save
 PR_SET_PDEATHSIG = 1
+EXIT_USAGE = 2  # of `stare`: wrong input, told before work starts
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,12 @@ def run_step(step: Step, console: Console) -> float:
         write_json(step.record, record)
     if code == 130:
         raise KeyboardInterrupt
+    if code == EXIT_USAGE and (step.run_dir is None or not step.run_dir.exists()):
+        step.record.unlink()  # nothing was begun, so other settings may follow
     if code:
-        raise RuntimeError(f"{step.name} failed with exit code {code}: its message stands above. Run the same command again to go on from its last checkpoint")
+        raise RuntimeError(
+            f"{step.name} failed with exit code {code}: its message stands above. Mend it and run the same command again: it goes on from where this one stood"
+        )
     write_json(step.record, {**record, "finished": True})
     return record["seconds"]
 

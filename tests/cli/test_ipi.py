@@ -71,6 +71,13 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path, commands):
     assert commands[0] == []
 
 
+def test_wrong_settings_may_be_mended(tmp_path, commands):
+    commands[1].append(2)
+    with pytest.raises(RuntimeError, match="exit code 2"):
+        run_step(make(tmp_path, "--wrong"), Console(quiet=True))
+    run_step(make(tmp_path), Console(quiet=True))
+
+
 def test_an_interrupted_child_interrupts(tmp_path, commands):
     commands[1].append(130)
     with pytest.raises(KeyboardInterrupt):
