@@ -1,0 +1,1 @@
+"""The simulator as TorchRL environments, and what is measured on it; no models, no Lightning."""

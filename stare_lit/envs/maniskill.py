@@ -157,7 +157,12 @@ class ManiSkillEnv(EnvBase):
         index = index.to(self._sim.device)
         self._start_height[index] = self._height(self._sim)[index]
         self._succeeded[index] = False
-        return self._finish(self._observe(info), torch.zeros(self._num, self.chunk_size, device=self._sim.device))
+        td = self._observe(info)
+        fresh = self._shaped(torch.isin(torch.arange(self._num, device=index.device), index))
+        for name, value in {"contact": 0.0, "grasped": 0.0, "released": 1.0}.items():
+            if name in self.signal_names:  # no step was taken yet: the simulator still reports the contacts of the episode before
+                td[keys.SIGNALS, name] = torch.where(fresh, value, td[keys.SIGNALS, name])
+        return self._finish(td, torch.zeros(self._num, self.chunk_size, device=self._sim.device))
 
     def _finish(self, td: TensorDict, step_reward: Tensor, num_steps: Tensor | None = None, success: Tensor | None = None) -> TensorDict:
         def column(value: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Making a ManiSkill3 simulator: checks first, no prompt, light visuals, its cameras."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -38,6 +38,12 @@ def _check(config: SimulatorConfig) -> None:
             f"num_envs={config.num_envs} in one simulator needs CUDA (physx_cuda), and no CUDA device is visible; "
             "use stare_lit.envs.factory.make_env, which runs CPU environments side by side."
         )
+
+
+def check_settings(task: str, **settings: Any) -> None:
+    """The checks of ``make_simulator`` that need no simulator, for a caller that is about to start processes."""
+    known = {field.name for field in fields(SimulatorConfig)}
+    _check(SimulatorConfig(task, **{name: value for name, value in settings.items() if name in known}))
 
 
 def missing_assets(task: str) -> list[str]:

@@ -10,10 +10,7 @@ from stare_lit import keys
 
 
 class InstructionText(Transform):
-    """Writes ``language_instruction`` (text [*B]) from ``instruction_id`` (int64 [*B]) and the environment's table of instructions.
-
-    The instruction changes only with a reset, so a step hands on the text it was given instead of building it anew.
-    """
+    """Writes ``language_instruction`` (text [*B]) from ``instruction_id`` (int64 [*B]) and the environment's table of instructions."""
 
     def __init__(self, instructions: Sequence[str]) -> None:
         if not instructions:
@@ -33,10 +30,6 @@ class InstructionText(Transform):
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         return self._call(tensordict_reset)
-
-    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        text = tensordict.get(keys.INSTRUCTION, None)
-        return self._call(next_tensordict) if text is None else next_tensordict.set(keys.INSTRUCTION, text)
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
         shape = observation_spec[keys.INSTRUCTION_ID].shape

@@ -1,0 +1,150 @@
+"""``make_env``: any task, any number of environments, always one flat batch; and the seeds that episodes start from."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs import Compose, EnvBase, ParallelEnv, SerialEnv, TransformedEnv
+from torchrl.envs.transforms import BatchSizeTransform
+
+from stare_lit.envs.parallel import PatientParallelEnv
+from stare_lit.envs.transforms import InstructionText, RewardConfig, stage_transforms
+from stare_lit.stages.tasks import get_spec
+
+TOY = "Toy-v0"
+
+# Episode seeds, [low, high). Nothing is chosen on TEST; checkpoints, early stops and settings are chosen on VALIDATION.
+SEED_RANGES: dict[str, tuple[int, int]] = {
+    "train": (0, 1_000_000),
+    "validation": (1_000_000, 2_000_000),
+    "test": (2_000_000, 3_000_000),
+}
+Split = Literal["train", "validation", "test"]
+
+
+def split_seeds(split: Split, num: int, *, offset: int = 0) -> list[int]:
+    """The ``num`` first episode seeds of ``split``, from ``offset`` on.
+
+    Raises:
+        ValueError: unknown split, or more seeds than the split has.
+    """
+    if split not in SEED_RANGES:
+        raise ValueError(f"split={split!r}: choose one of {sorted(SEED_RANGES)}.")
+    low, high = SEED_RANGES[split]
+    if num < 1 or offset < 0 or low + offset + num > high:
+        raise ValueError(f"num={num}, offset={offset}: the {split} split has the seeds {low}..{high - 1}.")
+    return list(range(low + offset, low + offset + num))
+
+
+def _single(task: str, **kwargs: Any) -> EnvBase:
+    """One CPU environment, made in the process that steps it (one thread: the simulator gains nothing from more)."""
+    torch.set_num_threads(1)
+    from stare_lit.envs.maniskill import ManiSkillEnv
+
+    return ManiSkillEnv(task, **kwargs)
+
+
+def default_num_workers(num_envs: int) -> int:
+    """As many processes as the machine has cores, and at least two environments in each."""
+    return max(1, min(os.cpu_count() or 1, num_envs // 2))
+
+
+def _side_by_side(task: str, num_envs: int, num_workers: int, **kwargs: Any) -> EnvBase:
+    """``num_envs`` CPU environments, several in a process and several processes; batch size [num_workers, num_envs / num_workers]."""
+    make = partial(_single, task, **kwargs)
+    if num_workers == 0:
+        threads = torch.get_num_threads()
+        env = SerialEnv(num_envs, make)
+        torch.set_num_threads(threads)
+        return env
+    if num_envs % num_workers:
+        raise ValueError(f"num_envs={num_envs} does not divide over num_workers={num_workers}; choose a multiple.")
+    return PatientParallelEnv(num_workers, partial(SerialEnv, num_envs // num_workers, make), mp_start_method="spawn", num_sub_threads=1)
+
+
+def make_env(
+    task: str,
+    num_envs: int,
+    *,
+    num_workers: int | None = None,
+    reward: RewardConfig | None = None,
+    device: str | torch.device = "cpu",
+    **settings: Any,
+) -> EnvBase:
+    """An environment with batch size ``[num_envs]``, instruction text and stages (see ``stare_lit.keys`` for what it publishes).
+
+    Args:
+        task: a ManiSkill3 task of ``stare_lit.envs.signals.SIGNALS``, or ``Toy-v0``.
+        num_envs: environments stepped together.
+        num_workers: processes for CPU physics; 0 steps all in this process; by default one for each core. On a CUDA ``device`` and for the
+            toy there is one batched environment in this process.
+        reward: what ``reward`` is made of; without it the sparse return with gamma 1 and no shaping.
+        device: where the data lives; a CUDA device runs ``physx_cuda``.
+        settings: ``chunk_size``, ``observation``, ``image_size``, ``terminate_on_success``, ``seed_range``, ``max_episode_steps``, ``cameras``,
+            ``visuals`` (the last two ManiSkill only), as ``ManiSkillEnv`` documents them.
+
+    Raises:
+        ValueError: unknown task or a setting that does not fit, before any process starts.
+    """
+    if num_envs < 1:
+        raise ValueError(f"num_envs={num_envs}: at least 1.")
+    spec = get_spec(task)
+    reward = reward or RewardConfig(mode="sparse", gamma=1.0)
+    settings["dense_reward"] = reward.mode == "dense"
+    if task == TOY:
+        from stare_lit.envs.toy import ToyEnv
+
+        base: EnvBase = ToyEnv(num_envs, device=device, **settings)
+        instructions = base.instructions
+    else:
+        from stare_lit.envs.signals import INSTRUCTIONS
+        from stare_lit.envs.simulator import check_settings
+
+        check_settings(task, **settings)
+        instructions = INSTRUCTIONS[task]
+        if torch.device(device).type == "cuda" and num_workers is None:
+            from stare_lit.envs.maniskill import ManiSkillEnv
+
+            base = ManiSkillEnv(task, num_envs=num_envs, device=device, **settings)
+        else:
+            base = _side_by_side(task, num_envs, default_num_workers(num_envs) if num_workers is None else num_workers, **settings)
+    flat = [BatchSizeTransform(reshape_fn=lambda data: data.reshape(num_envs))] if len(base.batch_size) > 1 else []
+    return TransformedEnv(base, Compose(*stage_transforms(spec, reward), *flat, InstructionText(instructions)))
+
+
+def _inner(env: EnvBase) -> EnvBase:
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
+
+
+def _seed_arguments(env: EnvBase, seeds: list[int]) -> dict[str, Any]:
+    """``reset`` arguments that hand each of ``seeds`` to its environment, through however many layers of batching."""
+    env = _inner(env)
+    if isinstance(env, (SerialEnv, ParallelEnv)):
+        each = len(seeds) // env.num_workers
+        parts = [seeds[i * each : (i + 1) * each] for i in range(env.num_workers)]
+        if isinstance(env, ParallelEnv):
+            return {"list_of_kwargs": [{"list_of_kwargs": [{"seed": seed} for seed in part]} for part in parts]}
+        return {"list_of_kwargs": [{"seed": part[0]} for part in parts]}
+    return {"seed": seeds}
+
+
+def seeded_reset(env: EnvBase, seeds: Sequence[int] | Tensor) -> TensorDictBase:
+    """Reset every environment of the batch to the episode of its seed.
+
+    Args:
+        env: made by ``make_env``, batch size [N].
+        seeds: N episode seeds.
+
+    Raises:
+        ValueError: not one seed for each environment.
+    """
+    seeds = [int(seed) for seed in seeds]
+    if len(seeds) != env.batch_size[0]:
+        raise ValueError(f"seeds has {len(seeds)} entries but env has batch size {tuple(env.batch_size)}; give one seed for each environment.")
+    return env.reset(**_seed_arguments(env, seeds))
