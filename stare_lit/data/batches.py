@@ -103,7 +103,7 @@ def action_chunks(actions: Tensor, lengths: Tensor, chunk_size: int) -> tuple[Te
     done = torch.zeros(len(actions), 1, dtype=torch.bool)
     done[lengths.cumsum(0) - 1] = True
     tensordict = ActionChunkTransform(chunk_size)(TensorDict({keys.ACTION: actions, "next": {"done": done}}))
-    return tensordict[keys.ACTION_CHUNK], tensordict[keys.ACTION_IS_PAD]
+    return tensordict[keys.ACTION_CHUNK].contiguous(), tensordict[keys.ACTION_IS_PAD].contiguous()
 
 
 def random_shift(images: Tensor, shift: Tensor, max_shift: int) -> Tensor:
