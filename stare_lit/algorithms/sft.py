@@ -1,0 +1,97 @@
+"""The imitation phase: supervised fine-tuning on demonstrations."""
+
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from stare_lit import keys
+from stare_lit.algorithms.lora import LoraSettings, add_adapter, merge_adapter, merged_copy
+from stare_lit.algorithms.optim import Schedule, require_positive, split_value_head, warmup_schedule
+from stare_lit.objectives.imitation import action_token_cross_entropy
+
+
+class SFTModule(LightningModule):
+    """Cross entropy of the demonstrator's action tokens (StARe-VLA's first phase; settings ours for the small policy).
+
+    A batch is a TensorDict [B] with ``observation``, the instruction, ``vla_action/chunk`` [B, H, A] and ``action_is_pad`` [B, H].
+
+    Args:
+        policy: a ``types.Policy``.
+        learning_rate: peak of AdamW.
+        weight_decay: of AdamW.
+        warmup_steps: optimizer steps over which the learning rate rises.
+        schedule: ``cosine`` to 5 % of the peak at the end of training, or ``constant``.
+        classes: what a token is told from: ``bins`` (the action bins) or ``vocabulary`` (all ids, as OpenVLA).
+        action_statistics: ``dataset`` takes the normalisation of the demonstrations; ``policy`` keeps that of a policy trained before.
+        lora: train a fresh adapter instead of all weights.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        *,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 50,
+        schedule: Schedule = "cosine",
+        classes: Literal["bins", "vocabulary"] = "bins",
+        action_statistics: Literal["dataset", "policy"] = "dataset",
+        lora: LoraSettings | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(learning_rate=learning_rate)
+        self.save_hyperparameters(ignore=["policy"], logger=False)
+        self.policy = policy
+        self.learning_rate, self.weight_decay, self.warmup_steps, self.schedule = learning_rate, weight_decay, warmup_steps, schedule
+        self.classes, self.action_statistics, self.lora = classes, action_statistics, lora
+        merge_adapter(policy)
+
+    def setup(self, stage: str) -> None:
+        """Checks that data and policy fit, and takes the action statistics of the data.
+
+        Raises:
+            ValueError: another chunk size.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return
+        if data.chunk_size != self.policy.chunk_size:
+            raise ValueError(f"data.chunk_size={data.chunk_size} but the policy decides chunks of {self.policy.chunk_size}; set both alike.")
+        if self.action_statistics == "dataset":
+            self.policy.set_action_statistics(data.action_statistics)
+
+    def configure_model(self) -> None:
+        """Adds the adapter."""
+        if self.lora is not None and not any("lora_" in name for name, _ in self.policy.named_parameters()):
+            add_adapter(self.policy, self.lora)
+
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        trained, _ = split_value_head(self.policy)  # imitation says nothing about values
+        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches) if self.schedule == "cosine" else None
+        scheduler = warmup_schedule(optimizer, warmup_steps=self.warmup_steps, total_steps=total, schedule=self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def merged_policy(self) -> nn.Module:
+        """The policy to save: a merged copy where an adapter is trained, else the policy itself."""
+        return merged_copy(self.policy)
+
+    def _step(self, batch: TensorDictBase, phase: str) -> Tensor:
+        tokens = self.policy.encode_actions(batch[keys.ACTION_CHUNK])
+        batch.set(keys.ACTION_TOKENS, tokens)
+        vocabulary = self.classes == "vocabulary"
+        logits = self.policy.logits(batch, full_vocabulary=vocabulary)
+        targets = tokens + self.policy.window_offset if vocabulary else tokens
+        output = action_token_cross_entropy(logits, targets, action_is_pad=batch[keys.ACTION_IS_PAD])
+        metrics = {f"{phase}/{name}": value for name, value in output.metrics.items()}
+        self.log_dict({f"{phase}/loss": output.mean.detach()} | metrics, prog_bar=True, batch_size=len(batch), sync_dist=phase == "val")
+        return output.mean

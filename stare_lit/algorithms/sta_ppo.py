@@ -1,0 +1,195 @@
+"""The interaction phase: StA-PPO (StARe-VLA, arXiv 2512.05107); plain PPO is the same module on the sparse reward."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.objectives.value.functional import generalized_advantage_estimate
+
+from stare_lit import keys
+from stare_lit.algorithms.lora import LoraSettings, add_adapter, merge_adapter, merged_copy
+from stare_lit.algorithms.optim import require_positive, require_share, split_value_head
+from stare_lit.objectives.executed import sum_executed
+from stare_lit.objectives.policy_gradient import clipped_surrogate_loss, clipped_value_loss, explained_variance
+from stare_lit.objectives.reduction import masked_mean, masked_standardize
+
+
+class StaPPOModule(LightningModule):
+    """Clipped policy gradient with GAE on the reward that the environment's ``StageReward`` shapes; decisions of h <= H executed steps.
+
+    One batch is one round of experience [N, T]; it is gone through ``num_epochs`` times in minibatches (manual optimisation). The discount
+    and the temperature are the data's own (``data.reward.gamma``, ``data.temperature``): one setting, one place.
+
+    Args:
+        policy: a ``types.Policy`` with a value head.
+        lmbda: of GAE.
+        clip_epsilon: of the ratio.
+        clip_value: of the value's change; null for none.
+        huber_delta: from which on the value's error counts linearly.
+        entropy_coeff: weight of the entropy of the executed tokens.
+        critic_coeff: weight of the value loss.
+        num_epochs: passes over a round.
+        minibatch_size: decisions in an optimizer step, of each process.
+        learning_rate: of AdamW for the policy.
+        value_learning_rate: of AdamW for the value head.
+        weight_decay: of AdamW.
+        max_grad_norm: of all gradients together.
+        target_kl: a round's passes end once the mean approximate KL of a pass exceeds it; null: never.
+        value_warmup_rounds: first rounds in which only the value head learns.
+        lora: train a fresh adapter instead of all weights.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        *,
+        lmbda: float = 0.95,
+        clip_epsilon: float = 0.2,
+        clip_value: float | None = 0.2,
+        huber_delta: float = 10.0,
+        entropy_coeff: float = 0.0,
+        critic_coeff: float = 1.0,
+        num_epochs: int = 3,
+        minibatch_size: int = 160,
+        learning_rate: float = 1e-4,
+        value_learning_rate: float = 3e-3,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 10.0,
+        target_kl: float | None = 0.05,
+        value_warmup_rounds: int = 1,
+        lora: LoraSettings | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(
+            num_epochs=num_epochs, minibatch_size=minibatch_size, learning_rate=learning_rate, value_learning_rate=value_learning_rate,
+            max_grad_norm=max_grad_norm, clip_epsilon=clip_epsilon,
+        )  # fmt: skip
+        require_share(lmbda=lmbda)
+        self.automatic_optimization = False
+        self.save_hyperparameters(ignore=["policy"], logger=False)
+        self.policy = policy
+        self.lmbda, self.clip_epsilon, self.clip_value, self.huber_delta = lmbda, clip_epsilon, clip_value, huber_delta
+        self.entropy_coeff, self.critic_coeff, self.num_epochs, self.minibatch_size = entropy_coeff, critic_coeff, num_epochs, minibatch_size
+        self.learning_rate, self.value_learning_rate, self.weight_decay = learning_rate, value_learning_rate, weight_decay
+        self.max_grad_norm, self.target_kl, self.value_warmup_rounds, self.lora = max_grad_norm, target_kl, value_warmup_rounds, lora
+        merge_adapter(policy)
+
+    def configure_model(self) -> None:
+        """Adds the adapter."""
+        if self.lora is not None and not any("lora_" in name for name, _ in self.policy.named_parameters()):
+            add_adapter(self.policy, self.lora)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        policy, value = split_value_head(self.policy)
+        groups = [{"params": policy, "lr": self.learning_rate}, {"params": value, "lr": self.value_learning_rate}]
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+
+    def merged_policy(self) -> nn.Module:
+        """The policy to save: a merged copy where an adapter is trained, else the policy itself."""
+        return merged_copy(self.policy)
+
+    # -- one round -----------------------------------------------------------------------------------------------------
+    def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
+        started = time.perf_counter()
+        reward = self.trainer.datamodule.reward
+        batch = self.advantages(batch, gamma=reward.gamma, bootstrap_truncation=reward.bootstrap_truncation)
+        flat = batch.reshape(-1)
+        advantage = masked_standardize(flat["advantage"])
+        only_value = self.current_epoch < self.value_warmup_rounds
+        optimizer, totals, count, stopped = self.optimizers(), {}, 0, False
+        for epoch in range(self.num_epochs):
+            divergence, passes = 0.0, 0
+            for rows in self._minibatches(len(flat)):
+                loss, metrics = self._loss(flat[rows], advantage[rows], only_value)
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                if only_value:
+                    for parameter in optimizer.param_groups[0]["params"]:
+                        parameter.grad = None
+                self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
+                optimizer.step()
+                divergence, passes, count = divergence + float(metrics["approx_kl"]), passes + 1, count + 1
+                totals = {name: totals.get(name, 0.0) + value.detach() for name, value in metrics.items()}
+            if self.target_kl is not None and divergence / passes > self.target_kl:
+                stopped = True
+                break
+        metrics = {f"train/{name}": value / count for name, value in totals.items()}
+        metrics["train/epochs"] = torch.tensor(float(epoch + 1))
+        metrics["train/stopped_by_kl"] = torch.tensor(float(stopped))
+        metrics["train/explained_variance"] = explained_variance(flat[keys.STATE_VALUE].squeeze(-1), flat["value_target"])
+        self._log(batch, metrics, time.perf_counter() - started)
+
+    def _minibatches(self, num: int) -> Iterator[Tensor]:
+        """A random order of the round's decisions in steps of nearly equal size."""
+        steps = max(1, round(num / self.minibatch_size))
+        return iter(torch.randperm(num).tensor_split(steps))
+
+    def _loss(self, batch: TensorDictBase, advantage: Tensor, only_value: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        new = self.policy.evaluate_actions(batch, temperature=self.trainer.datamodule.temperature, value=True)
+        num_steps = batch[keys.next_(keys.NUM_STEPS)].squeeze(-1)
+        log_prob, old_log_prob = (sum_executed(source, num_steps) for source in (new["log_probs"].float(), batch[keys.LOG_PROBS]))
+        entropy = sum_executed(new["entropy"].float(), num_steps).mean()
+        surrogate = clipped_surrogate_loss(log_prob, old_log_prob, advantage, clip_epsilon=self.clip_epsilon)
+        value = clipped_value_loss(
+            new[keys.STATE_VALUE].squeeze(-1).float(), batch[keys.STATE_VALUE].squeeze(-1), batch["value_target"],
+            clip_value=self.clip_value, huber_delta=self.huber_delta,
+        )  # fmt: skip
+        loss = self.critic_coeff * value.mean
+        if not only_value:
+            loss = loss + surrogate.mean - self.entropy_coeff * entropy
+        metrics = {"loss": loss, "loss_policy": surrogate.mean, "loss_value": value.mean, "entropy": entropy}
+        return loss, metrics | surrogate.metrics
+
+    # -- advantages ----------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def advantages(self, batch: TensorDictBase, *, gamma: float, bootstrap_truncation: bool) -> TensorDictBase:
+        """Writes ``advantage`` and ``value_target`` [N, T] (GAE with gamma^h of each decision's h steps; docs/method.md).
+
+        The value of the state after a decision is that of the next row, except where the episode was cut (time limit, end of the round):
+        there it is asked for anew, on the observation before the reset.
+        """
+        after = batch["next"]
+        terminated, done = after[keys.TERMINATED], after[keys.DONE]
+        if not bootstrap_truncation:
+            terminated = done
+        value = batch[keys.STATE_VALUE]
+        next_value = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
+        cut = done.clone()
+        cut[:, -1] = True
+        cut &= ~terminated
+        if cut.any():
+            where = cut.squeeze(-1)
+            states = TensorDict(after.select(keys.OBSERVATION, keys.SIGNALS)[where], batch_size=[int(where.sum())])
+            states["instruction_tokens"] = batch["instruction_tokens"][where]
+            with self.trainer.precision_plugin.forward_context():
+                next_value[where] = self.policy.value_only(states).float()
+        discount = gamma ** after[keys.NUM_STEPS].to(value.dtype)
+        advantage, target = generalized_advantage_estimate(discount, self.lmbda, value, next_value, after[keys.REWARD], done, terminated)
+        batch["advantage"], batch["value_target"] = advantage.squeeze(-1), target.squeeze(-1)
+        return batch
+
+    # -- what is logged ------------------------------------------------------------------------------------------------
+    def _log(self, batch: TensorDictBase, metrics: dict[str, Any], update_seconds: float) -> None:
+        data, after = self.trainer.datamodule, batch["next"]
+        done, success = after[keys.DONE], after[keys.SUCCESS] & after[keys.DONE]
+        episodes = done.sum().clamp_min(1)
+        steps = after[keys.NUM_STEPS].sum()
+        metrics |= {
+            "rollout/success": success.sum() / episodes,
+            "rollout/episodes": done.sum().float(),
+            "rollout/return": after["sparse_reward"].sum() / episodes,
+            "rollout/shaped_return": after[keys.REWARD].sum() / episodes,
+            "rollout/episode_length": steps / episodes,
+            "rollout/value": masked_mean(batch[keys.STATE_VALUE].squeeze(-1)),
+            "rollout/env_steps": float(data.env_steps),
+            "time/simulate": data.seconds["simulate"],
+            "time/policy": data.seconds["policy"],
+            "time/update": update_seconds,
+            "time/env_steps_per_second": float(steps) / (sum(data.seconds.values()) + update_seconds),
+        }
+        self.log_dict({name: float(value) for name, value in metrics.items()}, batch_size=1)
+        self.log("success", metrics["rollout/success"].item(), prog_bar=True, logger=False, batch_size=1)

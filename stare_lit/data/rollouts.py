@@ -1,0 +1,158 @@
+"""The interaction phase's data: rounds of decisions that the policy being trained takes in the simulator."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from tensordict import TensorDict, TensorDictBase
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
+
+from stare_lit import keys
+from stare_lit.data.offline import evaluating
+from stare_lit.envs.factory import SEED_RANGES, make_env
+from stare_lit.envs.transforms import RewardConfig
+
+ROUND_SEED_STRIDE = 10_007
+
+
+class _Acting(nn.Module):
+    """The policy as a collector calls it: samples with its value, without gradients, and keeps the time that takes."""
+
+    def __init__(self, module: Any, temperature: float) -> None:
+        super().__init__()
+        self._module, self._temperature = [module], temperature  # in a list: not a child, a collector must not copy or move it
+        self.seconds = 0.0
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        module, started = self._module[0], time.perf_counter()
+        with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+            tensordict = module.policy.act(tensordict, temperature=self._temperature, value=True)
+        self.seconds += time.perf_counter() - started
+        return tensordict
+
+
+class _Rounds(IterableDataset):
+    """One item a round: TensorDict [N, T] of decisions, sampled when it is asked for, so by the newest weights."""
+
+    def __init__(self, data: "RolloutDataModule") -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        yield self.data.collect()
+
+
+class RolloutDataModule(LightningDataModule):
+    """Rounds of experience from a TorchRL collector; one Lightning epoch is one round, one round one batch [num_envs, decisions].
+
+    Every round starts from a reset seeded by the round's number, so that a run that was stopped between rounds goes on exactly (simulator
+    states that are restored drift; seeded resets do not). An episode that the end of a round cuts is bootstrapped.
+
+    Args:
+        task: a ManiSkill3 task or ``Toy-v0``.
+        num_envs: environments stepped together.
+        num_workers: processes for CPU physics; one for each core by default.
+        decisions_per_env: T, decisions of each environment in a round.
+        temperature: of the sampled action tokens; the learner's ratio is taken at the same.
+        observation: ``image`` or ``state``.
+        image_size: side of the camera image, pixels; the policy's own by default.
+        terminate_on_success: end an episode at success (reward 1 once).
+        max_episode_steps: horizon; the task's own by default.
+        reward: what the policy is paid.
+        visuals: renderer meshes of a ManiSkill task.
+        device: where the environments live.
+        seed: of the rounds.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        num_envs: int = 16,
+        num_workers: int | None = None,
+        decisions_per_env: int = 52,
+        temperature: float = 1.0,
+        observation: Literal["image", "state"] = "image",
+        image_size: int | None = None,
+        terminate_on_success: bool = True,
+        max_episode_steps: int | None = None,
+        reward: RewardConfig = RewardConfig(),  # noqa: B008 (frozen)
+        visuals: Literal["auto", "light", "exact"] = "auto",
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"num_envs": num_envs, "decisions_per_env": decisions_per_env, "temperature": temperature}.items():
+            if value <= 0:
+                raise ValueError(f"{name}={value}: must be above 0.")
+        self.task, self.num_envs, self.num_workers, self.decisions_per_env = task, num_envs, num_workers, decisions_per_env
+        self.temperature, self.image_size, self.reward, self.device, self.seed = temperature, image_size, reward, device, seed
+        self._settings: dict[str, Any] = {"observation": observation, "terminate_on_success": terminate_on_success, "max_episode_steps": max_episode_steps}
+        if task != "Toy-v0":
+            self._settings["visuals"] = visuals
+        elif max_episode_steps is None:
+            del self._settings["max_episode_steps"]
+        self.seconds = {"simulate": 0.0, "policy": 0.0}
+        self.env_steps = 0
+        self.round = 0
+        self._env: EnvBase | None = None
+        self._collector: Collector | None = None
+
+    def setup(self, stage: str) -> None:
+        """Starts the environments, once."""
+        if self._env is not None or stage != "fit":
+            return
+        policy = self.trainer.lightning_module.policy
+        self._settings["chunk_size"] = policy.chunk_size
+        size = self.image_size or policy.config.image_size
+        self._env = make_env(
+            self.task, self.num_envs, num_workers=self.num_workers, reward=self.reward, device=self.device,
+            image_size=size, seed_range=SEED_RANGES["train"], **self._settings,
+        )  # fmt: skip
+        self._acting = _Acting(self.trainer.lightning_module, self.temperature)
+        self._collector = Collector(
+            self._env,
+            self._acting,
+            frames_per_batch=self.num_envs * self.decisions_per_env,
+            total_frames=-1,
+            reset_at_each_iter=True,
+            postproc=lambda data: data.exclude(keys.INSTRUCTION, keys.next_(keys.INSTRUCTION)),
+            trust_policy=True,
+            auto_register_policy_transforms=False,
+        )
+        self._rounds = iter(self._collector)
+
+    def collect(self) -> TensorDict:
+        """One round [num_envs, decisions_per_env] by the present policy."""
+        rank = self.trainer.global_rank
+        self._env.set_seed(self.seed + ROUND_SEED_STRIDE * (self.round * self.trainer.world_size + rank))
+        self._acting.seconds, started = 0.0, time.perf_counter()
+        with evaluating(self.trainer.lightning_module.policy):
+            batch = next(self._rounds)
+        total = time.perf_counter() - started
+        self.seconds = {"simulate": total - self._acting.seconds, "policy": self._acting.seconds}
+        self.env_steps += int(batch[keys.next_(keys.NUM_STEPS)].sum())
+        self.round += 1
+        return batch
+
+    def train_dataloader(self) -> DataLoader:
+        """One batch, the round."""
+        return DataLoader(_Rounds(self), batch_size=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands."""
+        return {"round": self.round, "env_steps": self.env_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.round, self.env_steps = state["round"], state["env_steps"]
+
+    def teardown(self, stage: str) -> None:
+        """Stops the simulators."""
+        if self._collector is not None:
+            self._collector.shutdown()
+            self._collector = self._env = None
