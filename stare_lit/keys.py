@@ -8,6 +8,7 @@ h <= H steps (fewer only where the episode ends inside the chunk). ``*B`` is the
     │   ├── image            uint8   [*B, 3, H_px, W_px]   (or a sub-tree keyed by camera name)
     │   └── state            float32 [*B, S]               proprioception; the only state a policy may read
     ├── language_instruction text    (NonTensor)           written by a transform in the parent process, never piped
+    ├── instruction_tokens   int64   [*B, L]               the text as a policy's tokenizer gives it, padded on the left
     ├── instruction_id       int64   [*B]                  index into the environment's table of instructions
     ├── signals
     │   └── <name>           float32 [*B]                  privileged, metres / radians / flags 0-1
@@ -38,6 +39,7 @@ OBSERVATION: NestedKey = "observation"
 IMAGE: NestedKey = ("observation", "image")
 STATE: NestedKey = ("observation", "state")
 INSTRUCTION: NestedKey = "language_instruction"
+INSTRUCTION_TOKENS: NestedKey = "instruction_tokens"
 INSTRUCTION_ID: NestedKey = "instruction_id"
 SIGNALS: NestedKey = "signals"
 EPISODE_SEED: NestedKey = "episode_seed"

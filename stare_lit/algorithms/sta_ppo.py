@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
@@ -163,8 +163,7 @@ class StaPPOModule(LightningModule):
         cut &= ~terminated
         if cut.any():
             where = cut.squeeze(-1)
-            states = TensorDict(after.select(keys.OBSERVATION, keys.SIGNALS)[where], batch_size=[int(where.sum())])
-            states["instruction_tokens"] = batch["instruction_tokens"][where]
+            states = after.select(keys.OBSERVATION, keys.SIGNALS, keys.INSTRUCTION_TOKENS)[where]
             with self.trainer.precision_plugin.forward_context():
                 next_value[where] = self.policy.value_only(states).float()
         discount = gamma ** after[keys.NUM_STEPS].to(value.dtype)

@@ -19,7 +19,6 @@ from stare_lit.data.trajectories import Trajectories, TrajectoryMetadata, Trajec
 from stare_lit.envs.factory import SEED_RANGES, make_env
 from stare_lit.envs.rollout import MASK, run_episodes
 from stare_lit.envs.transforms import InstructionText
-from stare_lit.models.vla.instruction import INSTRUCTION_TOKENS
 
 SAMPLE = "sample"
 """Column of the episode table: which of the episodes from this initial state, int64."""
@@ -27,7 +26,7 @@ SAMPLE = "sample"
 KEPT: tuple[NestedKey, ...] = (
     keys.OBSERVATION,
     keys.INSTRUCTION_ID,
-    INSTRUCTION_TOKENS,
+    keys.INSTRUCTION_TOKENS,
     keys.EPISODE_SEED,
     keys.SIGNALS,
     keys.VLA_ACTION,

@@ -110,8 +110,8 @@ class RolloutDataModule(LightningDataModule):
         self._settings["chunk_size"] = policy.chunk_size
         size = self.image_size or policy.config.image_size
         self._env = make_env(
-            self.task, self.num_envs, num_workers=self.num_workers, reward=self.reward, device=self.device,
-            image_size=size, seed_range=SEED_RANGES["train"], **self._settings,
+            self.task, self.num_envs, num_workers=self.num_workers, reward=self.reward, tokenize=policy.prompts,
+            device=self.device, image_size=size, seed_range=SEED_RANGES["train"], **self._settings,
         )  # fmt: skip
         self._acting = _Acting(self.trainer.lightning_module, self.temperature)
         self._collector = Collector(
@@ -120,7 +120,6 @@ class RolloutDataModule(LightningDataModule):
             frames_per_batch=self.num_envs * self.decisions_per_env,
             total_frames=-1,
             reset_at_each_iter=True,
-            postproc=lambda data: data.exclude(keys.INSTRUCTION, keys.next_(keys.INSTRUCTION)),
             trust_policy=True,
             auto_register_policy_transforms=False,
         )
@@ -141,7 +140,7 @@ class RolloutDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """One batch, the round."""
-        return DataLoader(_Rounds(self), batch_size=None)
+        return DataLoader(_Rounds(self), batch_size=None, collate_fn=lambda batch: batch)  # the default one takes a TensorDict apart
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands."""

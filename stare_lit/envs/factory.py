@@ -1,18 +1,17 @@
 """``make_env``: any task, any number of environments, always one flat batch; and the seeds that episodes start from."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.envs import Compose, EnvBase, ParallelEnv, SerialEnv, TransformedEnv
-from torchrl.envs.transforms import BatchSizeTransform
+from torchrl.envs import Compose, EnvBase, TransformedEnv
 
-from stare_lit.envs.parallel import PatientParallelEnv
-from stare_lit.envs.transforms import InstructionText, RewardConfig, stage_transforms
+from stare_lit.envs.pool import EnvironmentPool
+from stare_lit.envs.transforms import InstructionText, InstructionTokens, RewardConfig, stage_transforms
 from stare_lit.stages.tasks import get_spec
 
 TOY = "Toy-v0"
@@ -53,25 +52,13 @@ def default_num_workers(num_envs: int) -> int:
     return max(1, min(os.cpu_count() or 1, num_envs // 2))
 
 
-def _side_by_side(task: str, num_envs: int, num_workers: int, **kwargs: Any) -> EnvBase:
-    """``num_envs`` CPU environments, several in a process and several processes; batch size [num_workers, num_envs / num_workers]."""
-    make = partial(_single, task, **kwargs)
-    if num_workers == 0:
-        threads = torch.get_num_threads()
-        env = SerialEnv(num_envs, make)
-        torch.set_num_threads(threads)
-        return env
-    if num_envs % num_workers:
-        raise ValueError(f"num_envs={num_envs} does not divide over num_workers={num_workers}; choose a multiple.")
-    return PatientParallelEnv(num_workers, partial(SerialEnv, num_envs // num_workers, make), mp_start_method="spawn", num_sub_threads=1)
-
-
 def make_env(
     task: str,
     num_envs: int,
     *,
     num_workers: int | None = None,
     reward: RewardConfig | None = None,
+    tokenize: Callable[[Sequence[str]], Tensor] | None = None,
     device: str | torch.device = "cpu",
     **settings: Any,
 ) -> EnvBase:
@@ -83,6 +70,8 @@ def make_env(
         num_workers: processes for CPU physics; 0 steps all in this process; by default one for each core. On a CUDA ``device`` and for the
             toy there is one batched environment in this process.
         reward: what ``reward`` is made of; without it the sparse return with gamma 1 and no shaping.
+        tokenize: a policy's tokenizer, texts -> int64 [N, L]: publish ``instruction_tokens`` instead of text (for collectors, which would
+            copy text at every step).
         device: where the data lives; a CUDA device runs ``physx_cuda``.
         settings: ``chunk_size``, ``observation``, ``image_size``, ``terminate_on_success``, ``seed_range``, ``max_episode_steps``, ``cameras``,
             ``visuals`` (the last two ManiSkill only), as ``ManiSkillEnv`` documents them.
@@ -111,27 +100,10 @@ def make_env(
 
             base = ManiSkillEnv(task, num_envs=num_envs, device=device, **settings)
         else:
-            base = _side_by_side(task, num_envs, default_num_workers(num_envs) if num_workers is None else num_workers, **settings)
-    flat = [BatchSizeTransform(reshape_fn=lambda data: data.reshape(num_envs))] if len(base.batch_size) > 1 else []
-    return TransformedEnv(base, Compose(*stage_transforms(spec, reward), *flat, InstructionText(instructions)))
-
-
-def _inner(env: EnvBase) -> EnvBase:
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env
-
-
-def _seed_arguments(env: EnvBase, seeds: list[int]) -> dict[str, Any]:
-    """``reset`` arguments that hand each of ``seeds`` to its environment, through however many layers of batching."""
-    env = _inner(env)
-    if isinstance(env, (SerialEnv, ParallelEnv)):
-        each = len(seeds) // env.num_workers
-        parts = [seeds[i * each : (i + 1) * each] for i in range(env.num_workers)]
-        if isinstance(env, ParallelEnv):
-            return {"list_of_kwargs": [{"list_of_kwargs": [{"seed": seed} for seed in part]} for part in parts]}
-        return {"list_of_kwargs": [{"seed": part[0]} for part in parts]}
-    return {"seed": seeds}
+            workers = default_num_workers(num_envs) if num_workers is None else num_workers
+            base = EnvironmentPool(partial(_single, task, **settings), num_envs, workers)
+    instruction = InstructionText(instructions) if tokenize is None else InstructionTokens(tokenize(list(instructions)))
+    return TransformedEnv(base, Compose(*stage_transforms(spec, reward), instruction))
 
 
 def seeded_reset(env: EnvBase, seeds: Sequence[int] | Tensor) -> TensorDictBase:
@@ -147,4 +119,4 @@ def seeded_reset(env: EnvBase, seeds: Sequence[int] | Tensor) -> TensorDictBase:
     seeds = [int(seed) for seed in seeds]
     if len(seeds) != env.batch_size[0]:
         raise ValueError(f"seeds has {len(seeds)} entries but env has batch size {tuple(env.batch_size)}; give one seed for each environment.")
-    return env.reset(**_seed_arguments(env, seeds))
+    return env.reset(seed=seeds)

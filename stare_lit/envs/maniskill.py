@@ -11,7 +11,8 @@ from torchrl.envs import EnvBase
 
 from stare_lit import keys
 from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS
-from stare_lit.envs.simulator import SimulatorConfig, camera_images, make_simulator
+from stare_lit.envs.simulator import SimulatorConfig, camera_images, is_light, make_simulator
+from stare_lit.envs.visuals import lighten
 
 ACTION_DIM = 7
 MAX_SEED = 2**31 - 1
@@ -71,6 +72,7 @@ class ManiSkillEnv(EnvBase):
             raise ValueError(f"seed_range={tuple(seed_range)}: must be 0 <= low < high <= {MAX_SEED}.")
         config = SimulatorConfig(task, num_envs, observation, image_size, tuple(cameras), dense_reward, visuals)
         self._sim, horizon = make_simulator(config)
+        self._light, self._fresh = is_light(config), False
         super().__init__(device=device or self._sim.device, batch_size=[num_envs] if num_envs > 1 else [])
         self.task, self.chunk_size, self.action_dim = task, chunk_size, ACTION_DIM
         self.instructions = INSTRUCTIONS[task]
@@ -138,22 +140,32 @@ class ManiSkillEnv(EnvBase):
 
     # -- TorchRL hooks -------------------------------------------------------------------------------------------------
     def _set_seed(self, seed: int | None) -> None:
+        """Episodes from the next reset on are a function of ``seed`` alone."""
         self._generator = torch.Generator().manual_seed(0 if seed is None else int(seed))
+        self._fresh = True
 
     def _draw_seeds(self, num: int) -> Tensor:
         low, high = self.seed_range
         return torch.randint(low, high, (num,), generator=self._generator)
 
-    def _reset(self, tensordict: TensorDictBase | None = None, *, seed: int | Sequence[int] | None = None, **_: Any) -> TensorDict:
-        """Start episodes; ``seed`` gives the seed of each scene that is reset, in order."""
+    def _reset(self, tensordict: TensorDictBase | None = None, *, seed: int | Sequence[int] | None = None, exact: bool = True, **_: Any) -> TensorDict:
+        """Start episodes; ``seed`` gives the seed of each scene that is reset, in order.
+
+        With ``exact`` an episode of a given seed starts in a simulator that is built anew (CPU physics): one that has run other episodes keeps
+        contact caches, and the same seed and actions drift apart there by centimetres.
+        """
         mask = None if tensordict is None or not self.batch_size else tensordict.get("_reset", None)
         index = torch.arange(self._num) if mask is None else mask.reshape(-1).nonzero().squeeze(-1).cpu()
         seeds = self._draw_seeds(len(index)) if seed is None else torch.as_tensor(seed, dtype=torch.int64).reshape(-1)
         if len(seeds) != len(index):
             raise ValueError(f"seed has {len(seeds)} entries but {len(index)} episodes start; give one seed for each.")
         self._seeds[index] = seeds
-        options = None if mask is None else {"env_idx": index.to(self._sim.device)}
+        rebuild = self._num == 1 and ((seed is not None and exact) or self._fresh)
+        self._fresh = False
+        options = {"reconfigure": True} if rebuild else {} if mask is None else {"env_idx": index.to(self._sim.device)}
         _, info = self._sim.reset(seed=self._seeds.tolist(), options=options)
+        if rebuild and self._light:
+            lighten(self._sim.scene.sub_scenes)
         index = index.to(self._sim.device)
         self._start_height[index] = self._height(self._sim)[index]
         self._succeeded[index] = False
@@ -215,6 +227,5 @@ class ManiSkillEnv(EnvBase):
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Free the simulator."""
-        if not self.is_closed:
-            self._sim.close()
-        super().close(raise_if_closed=raise_if_closed)
+        self._sim.close()
+        super().close(raise_if_closed=False)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stare_lit.envs.signals import SIGNALS
+from stare_lit.envs.visuals import lighten
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,7 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
         commands = "; ".join(f"python -m mani_skill.utils.download_asset {asset}" for asset in missing)
         raise ValueError(f"task={config.task!r} needs assets that are not on disk: {missing}. Download them with: {commands} (or set MS_ASSET_DIR).")
     sees = config.observation == "image"
-    cpu_rendering = not torch.cuda.is_available()
-    render_backend = ("cpu" if cpu_rendering else "gpu") if sees else "none"
+    render_backend = ("gpu" if torch.cuda.is_available() else "cpu") if sees else "none"
     try:
         env = gymnasium.make(
             config.task,
@@ -103,11 +103,14 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
         unknown = [name for name in config.cameras if name not in simulator.scene.sensors]
         if unknown or not config.cameras:
             raise ValueError(f"cameras={list(config.cameras)}: {config.task} has {sorted(simulator.scene.sensors)}; name one or more of these.")
-        if config.visuals == "light" or (config.visuals == "auto" and cpu_rendering):
-            from stare_lit.envs.visuals import lighten
-
+        if is_light(config):
             lighten(simulator.scene.sub_scenes)
     return simulator, horizon
+
+
+def is_light(config: SimulatorConfig) -> bool:
+    """Whether the scene is drawn with light meshes."""
+    return config.observation == "image" and (config.visuals == "light" or (config.visuals == "auto" and not torch.cuda.is_available()))
 
 
 def camera_images(simulator: Any, cameras: tuple[str, ...]) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from stare_lit.data.pairs import PairRule
 from stare_lit.data.preferences import PreferenceDataModule
 from stare_lit.envs.factory import make_env
 from stare_lit.experts.toy import ToyExpert
-from stare_lit.models.vla import INSTRUCTION_TOKENS
 from stare_lit.models.vla.presets import tiny
 
 ROLLOUTS = RolloutSettings(num_states=4, num_samples=4, num_envs=8)
@@ -36,7 +35,7 @@ def folder(tmp_path_factory):
     def act(tensordict, *, temperature):
         tokens = policy.encode_actions(expert.act(env.base_env))[:, None]
         tensordict.set(keys.ACTION_TOKENS, tokens).set(keys.ACTION_CHUNK, policy.decode_actions(tokens))
-        tensordict.set(INSTRUCTION_TOKENS, policy.prompts([*tensordict[keys.INSTRUCTION]]))
+        tensordict.set(keys.INSTRUCTION_TOKENS, policy.prompts([*tensordict[keys.INSTRUCTION]]))
         return tensordict.set(keys.LOG_PROBS, policy.evaluate_actions(tensordict, temperature=temperature)["log_probs"])
 
     policy.act = act

@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 
 from stare_lit import keys
-from stare_lit.models.vla import INSTRUCTION_TOKENS, ActionStatistics
+from stare_lit.models.vla import ActionStatistics
 from stare_lit.models.vla.presets import tiny
 from stare_lit.types import Policy
 
@@ -24,7 +24,7 @@ def test_act_writes_shapes_for_any_leading_dimensions(policy, observe, batch):
     assert td[keys.LOG_PROBS].shape == (*batch, 2, 7) and td[keys.LOG_PROBS].dtype == torch.float32
     assert td[keys.ACTION_CHUNK].shape == (*batch, 2, 7) and td[keys.ACTION_CHUNK].dtype == torch.float32
     assert td[keys.STATE_VALUE].shape == (*batch, 1)
-    assert td[INSTRUCTION_TOKENS].shape == (*batch, policy.config.prompt_length)
+    assert td[keys.INSTRUCTION_TOKENS].shape == (*batch, policy.config.prompt_length)
     out = policy.evaluate_actions(td, value=True)
     assert out["log_probs"].shape == out["entropy"].shape == (*batch, 2, 7) and out[keys.STATE_VALUE].shape == (*batch, 1)
     assert policy.logits(td).shape == (*batch, 2, 7, 16)
@@ -75,7 +75,7 @@ def test_autoregressive_tokens_depend_on_those_before_only(make_policy, observe)
 def test_padding_of_the_prompt_does_not_matter(policy, observe):
     td = policy.act(observe(4), temperature=1.0)  # two prompts of different lengths: the shorter one is padded
     for i in range(4):
-        alone = policy.evaluate_actions(td[i : i + 1].exclude(INSTRUCTION_TOKENS))
+        alone = policy.evaluate_actions(td[i : i + 1].exclude(keys.INSTRUCTION_TOKENS))
         torch.testing.assert_close(alone["log_probs"], policy.evaluate_actions(td)["log_probs"][i : i + 1], **ALMOST)
 
 
@@ -197,4 +197,4 @@ def test_errors_name_what_is_wrong(policy, observe):
         policy.evaluate_actions(policy.act(td, temperature=0.0), temperature=0)
     td[keys.INSTRUCTION] = ["x " * 50, "y"]
     with pytest.raises(ValueError, match="prompt_length=24"):
-        policy.act(td.exclude(INSTRUCTION_TOKENS), temperature=0.0)
+        policy.act(td.exclude(keys.INSTRUCTION_TOKENS), temperature=0.0)

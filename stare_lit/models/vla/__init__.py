@@ -2,7 +2,6 @@
 
 from stare_lit.models.vla.actions import ActionStatistics
 from stare_lit.models.vla.config import TowerConfig, ValueHeadConfig, VLAConfig
-from stare_lit.models.vla.instruction import INSTRUCTION_TOKENS
 from stare_lit.models.vla.policy import VLAPolicy
 
-__all__ = ["INSTRUCTION_TOKENS", "ActionStatistics", "TowerConfig", "VLAConfig", "VLAPolicy", "ValueHeadConfig"]
+__all__ = ["ActionStatistics", "TowerConfig", "VLAConfig", "VLAPolicy", "ValueHeadConfig"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stare_lit import keys
 from stare_lit.models.vla.config import VLAConfig
-from stare_lit.models.vla.instruction import INSTRUCTION_TOKENS, PromptTokenizer, flatten_text
+from stare_lit.models.vla.instruction import PromptTokenizer, flatten_text
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ def _get(tensordict: TensorDictBase, place: tuple[str, ...]) -> Tensor:
 
 
 def _prompt(tensordict: TensorDictBase, num: int, prompts: PromptTokenizer) -> Tensor:
-    tokens = tensordict.get(INSTRUCTION_TOKENS, None)
+    tokens = tensordict.get(keys.INSTRUCTION_TOKENS, None)
     if tokens is not None:
         if tokens.shape[-1] != prompts.length:
-            raise ValueError(f"{INSTRUCTION_TOKENS}: of length {tokens.shape[-1]}, the policy's prompt_length is {prompts.length}; tokenise with this policy")
+            raise ValueError(f"{keys.INSTRUCTION_TOKENS}: of length {tokens.shape[-1]}, the policy's prompt_length is {prompts.length}; tokenise with this policy")
         return tokens.reshape(num, -1)
     text = tensordict.get(keys.INSTRUCTION, None)
     if text is None:
-        raise ValueError(f"the TensorDict has neither {keys.INSTRUCTION!r} (text) nor {INSTRUCTION_TOKENS!r}; add the InstructionText transform")
+        raise ValueError(f"the TensorDict has neither {keys.INSTRUCTION!r} (text) nor {keys.INSTRUCTION_TOKENS!r}; add the InstructionText transform")
     texts = flatten_text(text.tolist() if hasattr(text, "tolist") else text)
     if len(texts) != num:
         raise ValueError(f"{keys.INSTRUCTION!r}: holds {len(texts)} texts for {num} observations; give one each")

@@ -8,9 +8,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-INSTRUCTION_TOKENS = "instruction_tokens"
-"""Key of the tokenised prompt, int64 [*B, prompt_length], padded on the left: what training reads, so that no string is needed there."""
-
 SHIPPED = Path(__file__).parent / "tokenizer" / "tokenizer.json"
 
 

@@ -12,7 +12,7 @@ from stare_lit.models.vla import io
 from stare_lit.models.vla.actions import ActionCodec, ActionStatistics
 from stare_lit.models.vla.config import VLAConfig
 from stare_lit.models.vla.inputs import Inputs, read_inputs
-from stare_lit.models.vla.instruction import INSTRUCTION_TOKENS, PromptTokenizer
+from stare_lit.models.vla.instruction import PromptTokenizer
 from stare_lit.models.vla.sequence import attention_mask, extend, positions, sample
 from stare_lit.models.vla.towers import VisionEncoder, projector
 from stare_lit.models.vla.value_head import ValueHead
@@ -101,7 +101,7 @@ class VLAPolicy(nn.Module):
         tensordict.set(keys.ACTION_TOKENS, tokens)
         tensordict.set(keys.LOG_PROBS, log_probs.view(*batch, *shape))
         tensordict.set(keys.ACTION_CHUNK, self.decode_actions(tokens))
-        tensordict.set(INSTRUCTION_TOKENS, inputs.prompt.view(*batch, -1))
+        tensordict.set(keys.INSTRUCTION_TOKENS, inputs.prompt.view(*batch, -1))
         if value:
             tensordict.set(keys.STATE_VALUE, self.value_head(hidden[:, 0], inputs.signals).view(*batch, 1))
         return tensordict

@@ -1,0 +1,219 @@
+"""Many single environments as one flat batch: several in a process, several processes, shared memory, exact seeds.
+
+TorchRL's ``ParallelEnv`` of ``SerialEnv`` is not used for this: in 0.14 a partial reset there resets every environment of the worker and does
+not say so, its parent spins on a core that the simulators need, and it builds one more simulator in the parent for its metadata.
+"""
+
+import gc
+import multiprocessing.connection
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from stare_lit import keys
+
+START_SECONDS = 300.0  # a software renderer compiles its shaders at the first start
+STEP_SECONDS = 120.0
+
+SPECS = ("observation_spec", "full_action_spec", "full_reward_spec", "full_done_spec")
+ATTRIBUTES = ("chunk_size", "action_dim", "instructions", "signal_names", "max_episode_steps", "seed_range")
+
+
+class Worker:
+    """The environments of one process, numbered from 0; writes what they return into rows of shared buffers."""
+
+    def __init__(self, make: Callable[[], EnvBase], num_envs: int) -> None:
+        self.envs = [make() for _ in range(num_envs)]
+        self.rows: list[TensorDictBase] = []
+        self.chunks: list[Tensor] = []
+
+    def describe(self) -> dict[str, Any]:
+        """Specs and attributes of one environment."""
+        env = self.envs[0]
+        return {name: getattr(env, name) for name in (*SPECS, *ATTRIBUTES)}
+
+    def attach(self, rows: TensorDictBase, chunks: Tensor) -> None:
+        """Where to write results and to read actions, one row an environment."""
+        self.rows, self.chunks = list(rows.unbind(0)), list(chunks.unbind(0))
+
+    def step(self, which: Sequence[int]) -> None:
+        """One decision of each environment named."""
+        for i in which:
+            action = TensorDict({keys.VLA_ACTION: {"chunk": self.chunks[i]}}, batch_size=[])
+            self.rows[i].update_(self.envs[i]._step(action))
+
+    def reset(self, seeds: dict[int, int], exact: bool) -> None:
+        """Start an episode in each environment named."""
+        for i, seed in seeds.items():
+            row = self.rows[i]
+            row.update_(self.envs[i]._reset(None, seed=seed, exact=exact))
+            for key in (keys.DONE, keys.TERMINATED, keys.TRUNCATED, keys.REWARD):
+                row[key].zero_()
+
+    def close(self) -> None:
+        """Free the simulators."""
+        for env in self.envs:
+            env.close()
+
+
+def _serve(connection: Any, make: Callable[[], EnvBase], num_envs: int) -> None:
+    """A worker process: obeys (method, arguments) until it is told to close or its parent is gone."""
+    torch.set_num_threads(1)
+    try:
+        worker = Worker(make, num_envs)
+        gc.freeze()  # the simulator collects garbage at each rebuild; what exists by now never is any
+        connection.send(("ok", worker.describe()))
+        while True:
+            method, arguments = connection.recv()
+            result = getattr(worker, method)(*arguments)
+            connection.send(("ok", result))
+    except (EOFError, KeyboardInterrupt):
+        return
+    except BaseException as error:  # noqa: BLE001  told to the parent, whatever it is
+        connection.send(("error", f"{type(error).__name__}: {error}", isinstance(error, (ValueError, RuntimeError)), traceback.format_exc()))
+
+
+class EnvironmentPool(EnvBase):
+    """``num_envs`` single environments with batch size ``[num_envs]``, stepped by ``num_workers`` processes (0: in this one).
+
+    Episode seeds are drawn here, so that results do not depend on the number of processes. ``reset(seed=[...])`` takes one seed for each
+    episode that starts, and starts it exactly (see ``ManiSkillEnv``). A ``_reset`` mask resets some rows; a ``_step`` mask lets some rows
+    rest. A worker that dies, hangs or fails is one clear error.
+
+    Args:
+        make: makes one environment with batch size ``[]`` whose ``_reset`` takes ``seed`` and ``exact``; picklable.
+        num_envs: environments.
+        num_workers: processes; ``num_envs`` must divide over them.
+    """
+
+    def __init__(self, make: Callable[[], EnvBase], num_envs: int, num_workers: int) -> None:
+        if num_workers and num_envs % num_workers:
+            raise ValueError(f"num_envs={num_envs} does not divide over num_workers={num_workers}; choose a multiple.")
+        super().__init__(device="cpu", batch_size=[num_envs])
+        self._each = num_envs // (num_workers or 1)
+        self._processes: list[Any] = []
+        self._connections: list[Any] = []
+        self._local: Worker | None = None
+        self._fresh = True
+        self._generator = torch.Generator().manual_seed(0)
+        if num_workers == 0:
+            threads = torch.get_num_threads()
+            self._local = Worker(make, num_envs)
+            torch.set_num_threads(threads)
+            described = self._local.describe()
+        else:
+            context = mp.get_context("spawn")
+            for _ in range(num_workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, make, self._each), daemon=True)
+                process.start()
+                theirs.close()
+                self._processes.append(process)
+                self._connections.append(ours)
+            described = self._collect(range(num_workers), START_SECONDS)[0]
+        for name in ATTRIBUTES:
+            setattr(self, name, described[name])
+        for name in SPECS:
+            setattr(self, name, described[name].expand(num_envs, *described[name].shape))
+        buffer = self.observation_spec.zero().update(self.full_done_spec.zero()).update(self.full_reward_spec.zero())
+        self._buffer = buffer.share_memory_()
+        self._chunks = self.full_action_spec.zero()[keys.ACTION_CHUNK].share_memory_()
+        self._call("attach", {worker: (rows, chunks) for worker, (rows, chunks) in enumerate(zip(self._split(self._buffer), self._split(self._chunks), strict=True))})
+
+    def _split(self, rows: Any) -> list[Any]:
+        return [rows[start : start + self._each] for start in range(0, self.batch_size[0], self._each)]
+
+    # -- talking to the workers ----------------------------------------------------------------------------------------
+    def _call(self, method: str, arguments: dict[int, tuple]) -> None:
+        """Call ``method`` of the workers named, all at once, and wait."""
+        if self._local is not None:
+            for each in arguments.values():
+                getattr(self._local, method)(*each)
+            return
+        for worker, each in arguments.items():
+            try:
+                self._connections[worker].send((method, each))
+            except (BrokenPipeError, OSError):
+                self._fail(worker, "has died")
+        self._collect(arguments, STEP_SECONDS)
+
+    def _collect(self, workers: Any, seconds: float) -> list[Any]:
+        """The answers of ``workers``, in their order."""
+        answers: dict[int, Any] = {}
+        waiting = {self._connections[worker]: worker for worker in workers}
+        while waiting:
+            ready = multiprocessing.connection.wait(list(waiting), timeout=seconds)
+            if not ready:
+                self._fail(next(iter(waiting.values())), f"did not answer within {seconds:.0f} s")
+            for connection in ready:
+                worker = waiting.pop(connection)
+                try:
+                    answer = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    self._fail(worker, "has died")
+                if answer[0] == "error":
+                    self._kill()
+                    if answer[2]:  # our own message, or the simulator's: it says enough
+                        raise (ValueError if answer[1].startswith("ValueError") else RuntimeError)(answer[1].split(": ", 1)[1])
+                    raise RuntimeError(f"simulator worker {worker} failed:\n{answer[3]}")
+                answers[worker] = answer[1]
+        return [answers[worker] for worker in workers]
+
+    def _fail(self, worker: int, what: str) -> None:
+        code = self._processes[worker].exitcode
+        self._kill()
+        raise RuntimeError(f"simulator worker {worker} {what} (exit code {code}); if memory ran out, lower num_envs or num_workers.")
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join(5)
+
+    # -- TorchRL hooks -------------------------------------------------------------------------------------------------
+    def _rows_by_worker(self, mask: Tensor | None) -> dict[int, list[int]]:
+        """Rows within each worker that ``mask`` names (all of them without one); workers without any are left out."""
+        rows = range(self.batch_size[0]) if mask is None else mask.reshape(self.batch_size[0], -1).any(-1).nonzero().squeeze(-1).tolist()
+        by_worker: dict[int, list[int]] = {}
+        for row in rows:
+            by_worker.setdefault(row // self._each, []).append(row % self._each)
+        return by_worker
+
+    def _set_seed(self, seed: int | None) -> None:
+        """Episodes from the next full reset on are a function of ``seed`` alone."""
+        self._generator = torch.Generator().manual_seed(0 if seed is None else int(seed))
+        self._fresh = True
+
+    def _reset(self, tensordict: TensorDictBase | None = None, *, seed: Sequence[int] | Tensor | None = None, **_: Any) -> TensorDict:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        by_worker = self._rows_by_worker(mask)
+        num = sum(len(rows) for rows in by_worker.values())
+        seeds = torch.randint(*self.seed_range, (num,), generator=self._generator) if seed is None else torch.as_tensor(seed, dtype=torch.int64).reshape(-1)
+        if len(seeds) != num:
+            raise ValueError(f"seed has {len(seeds)} entries but {num} episodes start; give one seed for each.")
+        exact = seed is not None or self._fresh
+        self._fresh = False
+        drawn = iter(seeds.tolist())
+        self._call("reset", {worker: ({row: next(drawn) for row in rows}, exact) for worker, rows in by_worker.items()})
+        return self._buffer.exclude(keys.REWARD).clone()
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        mask = tensordict.get("_step", None)
+        self._chunks.copy_(tensordict[keys.ACTION_CHUNK])
+        self._call("step", {worker: (rows,) for worker, rows in self._rows_by_worker(mask).items()})
+        return self._buffer.clone()
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Stop the processes."""
+        if self._local is not None:
+            self._local.close()
+            self._local = None
+        self._kill()
+        self._processes = []
+        super().close(raise_if_closed=False)
