@@ -27,7 +27,8 @@ class ManiSkillEnv(EnvBase):
 
     The camera is rendered and the signals are measured once a decision, at its end. A decision stops early where the episode ends, so its
     ``num_steps`` is h <= H. In a GPU batch the simulator cannot stop single scenes: those that ended are sent a zero action until the
-    decision is over, and what they report (reward, success, h) is that of their end.
+    decision is over, and what they report (reward, success, h) is that of their end. Those that a ``_step`` mask lets rest are sent zero
+    actions too, and report h = 0.
 
     Reward: ``step_reward`` is 1 at the first step with success where ``terminate_on_success``; otherwise the change of the success flag
     (+1 on success, -1 when it is lost again).
@@ -192,7 +193,8 @@ class ManiSkillEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         chunk = tensordict[keys.ACTION_CHUNK].reshape(self._num, self.chunk_size, ACTION_DIM).to(self._sim.device)
-        running = torch.ones(self._num, dtype=torch.bool, device=chunk.device)
+        mask = tensordict.get("_step", None)
+        running = torch.ones(self._num, dtype=torch.bool, device=chunk.device) if mask is None else mask.reshape(self._num).to(chunk.device)
         terminated, succeeded = torch.zeros_like(running), self._succeeded.clone()
         num_steps = torch.zeros(self._num, dtype=torch.int64, device=chunk.device)
         step_reward = torch.zeros(self._num, self.chunk_size, device=chunk.device)

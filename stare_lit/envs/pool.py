@@ -75,7 +75,7 @@ def _serve(connection: Any, make: Callable[[], EnvBase], num_envs: int) -> None:
             connection.send(("ok", result))
     except (EOFError, KeyboardInterrupt):
         return
-    except BaseException as error:  # noqa: BLE001  told to the parent, whatever it is
+    except BaseException as error:
         connection.send(("error", f"{type(error).__name__}: {error}", isinstance(error, (ValueError, RuntimeError)), traceback.format_exc()))
 
 
@@ -83,8 +83,8 @@ class EnvironmentPool(EnvBase):
     """``num_envs`` single environments with batch size ``[num_envs]``, stepped by ``num_workers`` processes (0: in this one).
 
     Episode seeds are drawn here, so that results do not depend on the number of processes. ``reset(seed=[...])`` takes one seed for each
-    episode that starts, and starts it exactly (see ``ManiSkillEnv``). A ``_reset`` mask resets some rows; a ``_step`` mask lets some rows
-    rest. A worker that dies, hangs or fails is one clear error.
+    episode that starts, and starts it exactly (see ``ManiSkillEnv``). A ``_reset`` mask resets some rows; a ``_step`` mask lets the others
+    rest: nothing is simulated for them, they stay as they are and earn nothing. A worker that dies, hangs or fails is one clear error.
 
     Args:
         make: makes one environment with batch size ``[]`` whose ``_reset`` takes ``seed`` and ``exact``; picklable.
@@ -124,7 +124,9 @@ class EnvironmentPool(EnvBase):
         buffer = self.observation_spec.zero().update(self.full_done_spec.zero()).update(self.full_reward_spec.zero())
         self._buffer = buffer.share_memory_()
         self._chunks = self.full_action_spec.zero()[keys.ACTION_CHUNK].share_memory_()
-        self._call("attach", {worker: (rows, chunks) for worker, (rows, chunks) in enumerate(zip(self._split(self._buffer), self._split(self._chunks), strict=True))})
+        self._call(
+            "attach", {worker: (rows, chunks) for worker, (rows, chunks) in enumerate(zip(self._split(self._buffer), self._split(self._chunks), strict=True))}
+        )
 
     def _split(self, rows: Any) -> list[Any]:
         return [rows[start : start + self._each] for start in range(0, self.batch_size[0], self._each)]
@@ -207,7 +209,13 @@ class EnvironmentPool(EnvBase):
         mask = tensordict.get("_step", None)
         self._chunks.copy_(tensordict[keys.ACTION_CHUNK])
         self._call("step", {worker: (rows,) for worker, rows in self._rows_by_worker(mask).items()})
-        return self._buffer.clone()
+        result = self._buffer.clone()
+        if mask is not None:
+            resting = ~mask.reshape(self.batch_size[0])
+            for key in (keys.REWARD, keys.STEP_REWARD, keys.NUM_STEPS, keys.DENSE_REWARD):
+                if key in result.keys():
+                    result[key][resting] = 0
+        return result
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Stop the processes."""
@@ -215,5 +223,7 @@ class EnvironmentPool(EnvBase):
             self._local.close()
             self._local = None
         self._kill()
-        self._processes = []
+        for connection in self._connections:
+            connection.close()
+        self._processes, self._connections = [], []
         super().close(raise_if_closed=False)

@@ -29,7 +29,7 @@ def run_episodes(
     """One episode from each seed, as tensors [N, T] with a ``mask``.
 
     The seeds are worked off in waves of ``env.batch_size[0]`` episodes. Each wave starts from a seeded reset and runs until its last episode
-    is over; those that are over before are stepped along, and never counted. (TorchRL's ``_step`` mask cannot name single environments of a worker.)
+    is over; those that are over before rest (TorchRL's ``_step`` mask) and are never counted.
     No gradient is recorded. Text (``language_instruction``) is left out: ``instruction_id`` says which one it was.
 
     Args:
@@ -76,7 +76,8 @@ def _run_wave(env: EnvBase, act: Act, tensordict: TensorDictBase, max_decisions:
         tensordict = act(tensordict)
         if env.device is not None and tensordict.device != env.device:
             tensordict = tensordict.to(env.device)
-        tensordict = env.step(tensordict)
+        tensordict = env.step(tensordict.set("_step", running.clone()))
+        tensordict.pop("_step", None)
         rows.append(_kept(tensordict, keep).set(MASK, running.clone()))
         running = running & ~tensordict["next", keys.DONE].reshape(running.shape)
         tensordict = step_mdp(
@@ -90,7 +91,7 @@ def _kept(tensordict: TensorDictBase, keep: Sequence[NestedKey] | None) -> Tenso
     chosen = tensordict.copy() if keep is None else tensordict.select(*keep, strict=False)
     names = chosen.keys(include_nested=True, leaves_only=True)
     tensors = [name for name in names if isinstance(chosen.get(name), Tensor)]
-    # cloned, for environments may write the next step into the same memory (ParallelEnv's shared buffers)
+    # cloned, for environments may write the next step into the same memory (shared buffers)
     return chosen.select(*tensors).clone()
 
 

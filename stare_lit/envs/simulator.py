@@ -1,5 +1,6 @@
 """Making a ManiSkill3 simulator: checks first, no prompt, light visuals, its cameras."""
 
+import logging
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -60,6 +61,11 @@ def missing_assets(task: str) -> list[str]:
     return missing
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for a warning about ManiSkill's own tasks, which comes at every rebuild (one an episode) and which nobody here can act on."""
+    return "No initial pose set for actor builder" not in record.getMessage()
+
+
 def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
     """The unwrapped ManiSkill environment and its horizon in steps.
 
@@ -71,7 +77,10 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
     """
     _check(config)
     import gymnasium
+    from mani_skill import logger
     from mani_skill.utils.registration import REGISTERED_ENVS
+
+    logger.addFilter(_is_news)
 
     missing = missing_assets(config.task)
     if missing:
