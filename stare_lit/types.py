@@ -29,7 +29,9 @@ class LossOutput:
 class Policy(Protocol):
     """A vision-language-action policy over TensorDicts (see ``stare_lit.keys`` for the layout)."""
 
-    chunk_size: int
+    @property
+    def chunk_size(self) -> int:
+        """Actions per decision."""
 
     def act(self, tensordict: Any, *, temperature: float, value: bool = False) -> Any:
         """Write action tokens, their log-probabilities and the chunk (and the state value); temperature 0 is greedy."""

@@ -60,7 +60,7 @@ class SFTModule(LightningModule):
             return
         if data.chunk_size != self.policy.chunk_size:
             raise ValueError(f"data.chunk_size={data.chunk_size} but the policy decides chunks of {self.policy.chunk_size}; set both alike.")
-        if self.action_statistics == "dataset":
+        if self.action_statistics == "dataset" and stage == "fit":
             self.policy.set_action_statistics(data.action_statistics)
 
     def configure_model(self) -> None:
@@ -71,8 +71,12 @@ class SFTModule(LightningModule):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        self._step(batch, "val")
+    def validation_step(self, batch: TensorDictBase | None, batch_idx: int) -> None:
+        if batch is not None:  # `stare validate`: success alone, by the callback
+            self._step(batch, "val")
+
+    def test_step(self, batch: None, batch_idx: int) -> None:
+        """Success is measured by the ``RolloutEvaluation`` callback."""
 
     def configure_optimizers(self) -> dict[str, Any]:
         trained, _ = split_value_head(self.policy)  # imitation says nothing about values

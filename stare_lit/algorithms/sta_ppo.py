@@ -83,6 +83,12 @@ class StaPPOModule(LightningModule):
         if self.lora is not None and not any("lora_" in name for name, _ in self.policy.named_parameters()):
             add_adapter(self.policy, self.lora)
 
+    def validation_step(self, batch: None, batch_idx: int) -> None:
+        """Success is measured by the ``RolloutEvaluation`` callback."""
+
+    def test_step(self, batch: None, batch_idx: int) -> None:
+        """Likewise."""
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         policy, value = split_value_head(self.policy)
         groups = [{"params": policy, "lr": self.learning_rate}, {"params": value, "lr": self.value_learning_rate}]
@@ -103,7 +109,7 @@ class StaPPOModule(LightningModule):
         optimizer, totals, count, stopped = self.optimizers(), {}, 0, False
         for epoch in range(self.num_epochs):
             divergence, passes = 0.0, 0
-            for rows in self._minibatches(len(flat)):
+            for rows in self._minibatches(len(flat), epoch):
                 loss, metrics = self._loss(flat[rows], advantage[rows], only_value)
                 optimizer.zero_grad()
                 self.manual_backward(loss)
@@ -123,10 +129,11 @@ class StaPPOModule(LightningModule):
         metrics["train/explained_variance"] = explained_variance(flat[keys.STATE_VALUE].squeeze(-1), flat["value_target"])
         self._log(batch, metrics, time.perf_counter() - started)
 
-    def _minibatches(self, num: int) -> Iterator[Tensor]:
-        """A random order of the round's decisions in steps of nearly equal size."""
+    def _minibatches(self, num: int, epoch: int) -> Iterator[Tensor]:
+        """An order of the round's decisions that depends on round and pass alone, in steps of nearly equal size."""
         steps = max(1, round(num / self.minibatch_size))
-        return iter(torch.randperm(num).tensor_split(steps))
+        generator = torch.Generator().manual_seed(self.current_epoch * self.num_epochs + epoch)
+        return iter(torch.randperm(num, generator=generator).tensor_split(steps))
 
     def _loss(self, batch: TensorDictBase, advantage: Tensor, only_value: bool) -> tuple[Tensor, dict[str, Tensor]]:
         new = self.policy.evaluate_actions(batch, temperature=self.trainer.datamodule.temperature, value=True)

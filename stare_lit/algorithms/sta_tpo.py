@@ -78,8 +78,12 @@ class StaTPOModule(LightningModule):
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        self._step(batch, "val")
+    def validation_step(self, batch: TensorDictBase | None, batch_idx: int) -> None:
+        if batch is not None:  # `stare validate`: success alone, by the callback
+            self._step(batch, "val")
+
+    def test_step(self, batch: None, batch_idx: int) -> None:
+        """Success is measured by the ``RolloutEvaluation`` callback."""
 
     def configure_optimizers(self) -> dict[str, Any]:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]

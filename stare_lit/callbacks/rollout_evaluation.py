@@ -105,7 +105,7 @@ class RolloutEvaluation(Callback):
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """What was learned until then goes to ``last/``, unless the weights are damaged."""
         if trainer.state.fn == "fit" and trainer.global_step > 0 and trainer.is_global_zero and all_finite(pl_module.policy):
-            save_policy(pl_module.policy, self._folder(trainer) / "last", describe(trainer, pl_module), {})
+            save_policy(pl_module, self._folder(trainer) / "last", describe(trainer, pl_module), {})
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._env is not None:
@@ -168,7 +168,7 @@ class RolloutEvaluation(Callback):
     def _save(self, trainer: Trainer, module: LightningModule, names: list[str]) -> None:
         record = describe(trainer, module) | {"task": self.task}
         for name in names:
-            save_policy(module.policy, self._folder(trainer) / name, record, self._metrics(self.results[name]))
+            save_policy(module, self._folder(trainer) / name, record, self._metrics(self.results[name]))
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.dirpath or trainer.default_root_dir)

@@ -7,12 +7,14 @@ from typing import Literal
 from lightning import LightningDataModule
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from stare_lit import keys
 from stare_lit.data.batches import IMAGE_SHIFT, BatchLoader, action_chunks, random_shift
 from stare_lit.data.collect import collect_demos
 from stare_lit.data.demonstrator import DemoSettings
 from stare_lit.data.metadata import read_metadata
+from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.trajectories import Trajectories
 from stare_lit.envs.factory import SEED_RANGES
 from stare_lit.models.vla import ActionStatistics
@@ -76,6 +78,8 @@ class DemoDataModule(LightningDataModule):
     # -- data ----------------------------------------------------------------------------------------------------------
     def prepare_data(self) -> None:
         """Makes the demonstrations that the folder lacks (one process of each node)."""
+        if not fitting(self):
+            return
         wanted = self.num_episodes + self.val_episodes
         if (self.folder / "metadata.json").exists():
             stored = self._trajectories()
@@ -91,7 +95,7 @@ class DemoDataModule(LightningDataModule):
             FileNotFoundError: there are none.
             ValueError: they are others than asked for, damaged, too few, or shorter than a chunk.
         """
-        if self._rows is not None:
+        if self._rows is not None or not fitting(self):
             return
         stored = self._trajectories(verify=True)
         wanted = self.num_episodes + self.val_episodes
@@ -134,9 +138,15 @@ class DemoDataModule(LightningDataModule):
         """Shuffled batches without end effects: each epoch serves whole batches only."""
         return self._loader(self._rows, shuffle=True, max_shift=self.max_shift)
 
-    def val_dataloader(self) -> BatchLoader | list:
+    def val_dataloader(self) -> BatchLoader | DataLoader | list:
         """The demonstrations kept apart, in order; none where ``val_episodes`` is 0."""
+        if not fitting(self):
+            return simulator_only()
         return self._loader(self._val_rows, shuffle=False) if self.val_episodes else []
+
+    def test_dataloader(self) -> DataLoader:
+        """No data: a test is success in the simulator."""
+        return simulator_only()
 
     def _loader(self, rows: TensorDict | None, *, shuffle: bool, max_shift: int = 0) -> BatchLoader:
         if rows is None:
@@ -144,13 +154,13 @@ class DemoDataModule(LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         return BatchLoader(rows, self.batch_size, seed=self.seed, shuffle=shuffle, max_shift=max_shift, rank=rank, world_size=world_size)
 
-    def on_before_batch_transfer(self, batch: TensorDict, dataloader_idx: int) -> TensorDict:
+    def on_before_batch_transfer(self, batch: TensorDict | None, dataloader_idx: int) -> TensorDict | None:
         """Writes the instructions' text."""
-        return batch.set(keys.INSTRUCTION, NonTensorStack(*(self._texts[i] for i in batch[keys.INSTRUCTION_ID].tolist())))
+        return batch if batch is None else batch.set(keys.INSTRUCTION, NonTensorStack(*(self._texts[i] for i in batch[keys.INSTRUCTION_ID].tolist())))
 
-    def on_after_batch_transfer(self, batch: TensorDict, dataloader_idx: int) -> TensorDict:
+    def on_after_batch_transfer(self, batch: TensorDict | None, dataloader_idx: int) -> TensorDict | None:
         """Shifts the images, on the device."""
-        shift = batch.pop(IMAGE_SHIFT, None)
+        shift = None if batch is None else batch.pop(IMAGE_SHIFT, None)
         if shift is not None:
             image = batch.get(keys.IMAGE)
             if isinstance(image, Tensor):

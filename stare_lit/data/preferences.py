@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from stare_lit import keys
 from stare_lit.data.offline import RolloutSettings, collect_rollouts, rollout_folder, select_episodes
 from stare_lit.data.pairs import Outcomes, PairRule, Pairs, build_pairs
+from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.references import decision_keys, reference_log_probs
 from stare_lit.data.trajectories import Trajectories
 from stare_lit.objectives.executed import sum_executed
@@ -161,13 +162,15 @@ class PreferenceDataModule(LightningDataModule):
         Raises:
             ValueError: the module weighs a stage cost that these pairs do not carry.
         """
+        if not fitting(self):
+            return
         if not self.rule.use_cost and (lmbda := getattr(self.trainer.lightning_module, "lmbda", 0.0)):
             raise ValueError(f"rule.use_cost=False with the module's lmbda={lmbda}: there is no stage cost to weigh; set lmbda to 0, or use_cost to true")
         self._rollouts()
 
     def setup(self, stage: str) -> None:
         """Labels, pairs and reference log-probabilities; the policy is still the one that enters the phase."""
-        if self.train_batches is not None:
+        if self.train_batches is not None or not fitting(self):
             return
         trajectories = self._rollouts()
         chosen = select_episodes(trajectories, self.settings)
@@ -203,7 +206,13 @@ class PreferenceDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader | list:
         """Batches of pairs from initial states that training does not see; none where nothing was kept."""
+        if not fitting(self):
+            return simulator_only()
         return self._loader(self.val_batches, shuffle=False) if len(self.val_batches.pairs) else []
+
+    def test_dataloader(self) -> DataLoader:
+        """No data: a test is success in the simulator."""
+        return simulator_only()
 
     def _loader(self, batches: PairBatches, *, shuffle: bool) -> DataLoader:
         return DataLoader(range(len(batches.pairs)), batch_size=self.batch_size, shuffle=shuffle, collate_fn=batches, num_workers=self.num_workers)

@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 
 from stare_lit import keys
 from stare_lit.data.offline import evaluating
+from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.envs.factory import SEED_RANGES, make_env
 from stare_lit.envs.transforms import RewardConfig
 
@@ -127,10 +128,12 @@ class RolloutDataModule(LightningDataModule):
 
     def collect(self) -> TensorDict:
         """One round [num_envs, decisions_per_env] by the present policy."""
-        rank = self.trainer.global_rank
-        self._env.set_seed(self.seed + ROUND_SEED_STRIDE * (self.round * self.trainer.world_size + rank))
+        seed = self.seed + ROUND_SEED_STRIDE * (self.round * self.trainer.world_size + self.trainer.global_rank)
         self._acting.seconds, started = 0.0, time.perf_counter()
-        with evaluating(self.trainer.lightning_module.policy):
+        device = self.trainer.strategy.root_device
+        with evaluating(self.trainer.lightning_module.policy), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)  # of the sampled tokens
+            self._env.set_seed(seed)
             batch = next(self._rounds)
         total = time.perf_counter() - started
         self.seconds = {"simulate": total - self._acting.seconds, "policy": self._acting.seconds}
@@ -141,6 +144,14 @@ class RolloutDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """One batch, the round."""
         return DataLoader(_Rounds(self), batch_size=None, collate_fn=lambda batch: batch)  # the default one takes a TensorDict apart
+
+    def val_dataloader(self) -> DataLoader | list:
+        """No data: success is measured in the simulator."""
+        return [] if fitting(self) else simulator_only()
+
+    def test_dataloader(self) -> DataLoader:
+        """No data either."""
+        return simulator_only()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands."""

@@ -53,11 +53,15 @@ class VLAPolicy(nn.Module):
         self.placeholders = nn.Parameter(torch.randn(config.num_action_tokens, width) * 0.5) if config.decoding == "parallel" else None
         self.value_head = ValueHead(width, config.value_head)
         self.actions = ActionCodec(config.action_dim, config.num_bins)
+        self.origin: Path | None = None
+        """Folder that the weights were read from; None where they were made here."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "VLAPolicy":
         """The policy that ``save_pretrained`` wrote into folder ``path``. Raises ValueError for a missing, foreign or damaged one."""
-        return io.load(cls, Path(path))
+        policy = io.load(cls, Path(path))
+        policy.origin = Path(path)
+        return policy
 
     def save_pretrained(self, path: str | Path, dtype: str = "float32") -> None:
         """Write weights (safetensors; floating ones as ``dtype``), config, tokenizer and action statistics into folder ``path``."""

@@ -19,6 +19,7 @@ def tiny(
     num_bins: int = 32,
     hidden_size: int = 192,
     num_layers: int = 3,
+    channels: tuple[int, ...] = (32, 48, 96, 128),
     action_dim: int = 7,
     decoding: Literal["parallel", "autoregressive"] = "parallel",
     value_signals: tuple[str, ...] = (),
@@ -28,10 +29,11 @@ def tiny(
 
     Args:
         state_dim: size of the proprioception vector; 0: none.
-        image_size: side of the camera image, a multiple of 16 (64-96).
+        image_size: side of the camera image, a multiple of a patch (64-96 pixels).
         chunk_size: actions per decision.
         num_bins: bin edges per action dimension; ``num_bins - 1`` values, so an even number gives one that is exactly the middle.
         hidden_size, num_layers: of the language model; heads are 32 wide.
+        channels: of the tower's stride-2 convolutions: a patch is ``2 ** len(channels)`` pixels wide (three of them do for a 32-pixel image).
         decoding: ``parallel`` (bidirectional attention) or ``autoregressive``.
         value_signals: privileged signals that the value head also reads in training.
         detach_value: keep the value loss from the shared trunk.
@@ -49,7 +51,7 @@ def tiny(
                 "initializer_range": 0.05,  # at 0.02 a small trunk stays at the label prior for hundreds of updates
                 "pad_token_id": 0,
             },
-            towers=(TowerConfig("conv_stem", {"width": hidden_size}),),
+            towers=(TowerConfig("conv_stem", {"channels": list(channels), "width": hidden_size}),),
             image_size=image_size,
             state_dim=state_dim,
             action_dim=action_dim,

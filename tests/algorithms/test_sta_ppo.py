@@ -1,0 +1,158 @@
+"""The interaction phase on the toy: advantages by hand, the first update, warm-up, KL stop, and a run that goes on exactly."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tensordict import TensorDict
+
+from stare_lit import keys
+from stare_lit.algorithms.sta_ppo import StaPPOModule
+from stare_lit.data.rollouts import RolloutDataModule
+from stare_lit.envs.transforms import RewardConfig
+from stare_lit.models.vla.presets import tiny
+
+GAMMA, LMBDA = 0.9, 0.8
+
+
+def policy():
+    torch.manual_seed(0)
+    return tiny(4, image_size=16, chunk_size=2, hidden_size=32, num_layers=1, num_bins=8, channels=(8, 16))
+
+
+def data(**settings) -> RolloutDataModule:
+    return RolloutDataModule("Toy-v0", **{"num_envs": 3, "decisions_per_env": 4, "max_episode_steps": 5, **settings})
+
+
+def fit(tmp_path, module, datamodule=None, epochs=1, ckpt_path=None, **settings) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    settings = {"enable_checkpointing": False, **settings}
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, max_epochs=epochs, **quiet, **settings)
+    trainer.fit(module, datamodule or data(), ckpt_path=ckpt_path)
+    return trainer
+
+
+# -- advantages ----------------------------------------------------------------------------------------------------------
+class Seen(torch.nn.Module):
+    """Its value of a state is the state's only feature."""
+
+    def __init__(self):
+        super().__init__()
+        self.value_head = torch.nn.Linear(1, 1)
+
+    def value_only(self, tensordict):
+        return tensordict[keys.STATE]
+
+
+def made_up() -> TensorDict:
+    """Two environments, three decisions. Row 0: success at t=1, then the round ends in a new episode. Row 1: time limit at t=0, success at t=2."""
+    return TensorDict(
+        {
+            keys.STATE_VALUE: torch.tensor([[0.5, 0.7, 0.2], [0.3, 0.4, 0.6]])[..., None],
+            "next": {
+                keys.INSTRUCTION_TOKENS: torch.zeros(2, 3, 1, dtype=torch.int64),
+                keys.REWARD: torch.tensor([[0.1, 1.0, -0.2], [0.05, 0.3, 0.9]])[..., None],
+                keys.NUM_STEPS: torch.tensor([[2, 1, 2], [2, 2, 1]])[..., None],
+                keys.TERMINATED: torch.tensor([[False, True, False], [False, False, True]])[..., None],
+                keys.DONE: torch.tensor([[False, True, False], [True, False, True]])[..., None],
+                "observation": {"state": torch.tensor([[9.0, 9.0, 0.8], [0.9, 9.0, 9.0]])[..., None]},  # before a reset; 9 must not be asked for
+                "signals": TensorDict(batch_size=[2, 3]),
+            },
+        },
+        batch_size=[2, 3],
+    )
+
+
+def by_hand(next_values, terminated, done) -> torch.Tensor:
+    """delta = R + gamma^h (1 - terminated) V' - V; A = delta + gamma^h lambda (1 - done) A', one decision at a time."""
+    batch, advantage = made_up(), torch.zeros(2, 3)
+    for row in range(2):
+        following = 0.0
+        for t in (2, 1, 0):
+            discount = GAMMA ** int(batch["next", keys.NUM_STEPS][row, t])
+            delta = batch["next", keys.REWARD][row, t] + discount * (not terminated[row][t]) * next_values[row][t] - batch[keys.STATE_VALUE][row, t]
+            following = advantage[row, t] = float(delta) + discount * LMBDA * (not done[row][t]) * following
+    return advantage
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_advantages_are_those_of_the_formula(bootstrap):
+    module = StaPPOModule(Seen(), lmbda=LMBDA)
+    trainer = SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext))
+    module._trainer = trainer
+    batch = module.advantages(made_up(), gamma=GAMMA, bootstrap_truncation=bootstrap)
+    done = [[False, True, False], [True, False, True]]
+    terminated = [[False, True, False], [not bootstrap, False, True]]
+    expected = by_hand([[0.7, 0.0, 0.8], [0.9, 0.6, 0.0]], terminated, done)
+    torch.testing.assert_close(batch["advantage"], expected)
+    torch.testing.assert_close(batch["value_target"], expected + made_up()[keys.STATE_VALUE].squeeze(-1))
+
+
+# -- updates -------------------------------------------------------------------------------------------------------------
+def test_first_update_starts_from_ratio_1(tmp_path):
+    module = StaPPOModule(policy(), num_epochs=1, value_warmup_rounds=0)
+    metrics = fit(tmp_path, module).callback_metrics
+    assert metrics["train/approx_kl"].abs() < 1e-6
+    assert metrics["train/clip_fraction"] == 0
+    assert metrics["train/loss_policy"].abs() < 1e-4  # advantages have mean 0
+    assert metrics["rollout/env_steps"] > 12
+    assert metrics["train/entropy"] > 0
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_warm_up_moves_the_value_head_alone(tmp_path, rounds):
+    module = StaPPOModule(policy(), value_warmup_rounds=rounds)
+    before = {name: value.clone() for name, value in module.policy.state_dict().items()}
+    fit(tmp_path, module)
+    moved = {name for name, value in module.policy.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("value_head") for name in moved)
+    assert any(not name.startswith("value_head") for name in moved) == (rounds == 0)
+
+
+def test_target_kl_ends_the_passes(tmp_path):
+    settings = {"num_epochs": 3, "minibatch_size": 4, "learning_rate": 1e-2, "value_warmup_rounds": 0}
+    stopped = fit(tmp_path, StaPPOModule(policy(), target_kl=1e-6, **settings)).callback_metrics
+    free = fit(tmp_path, StaPPOModule(policy(), target_kl=None, **settings)).callback_metrics
+    assert (stopped["train/epochs"], stopped["train/stopped_by_kl"]) == (1, 1)
+    assert (free["train/epochs"], free["train/stopped_by_kl"]) == (3, 0)
+
+
+def test_value_head_has_a_learning_rate_of_its_own():
+    module = StaPPOModule(policy(), learning_rate=1e-5, value_learning_rate=1e-2)
+    trunk, head = module.configure_optimizers().param_groups
+    assert (trunk["lr"], head["lr"]) == (1e-5, 1e-2)
+    assert {id(p) for p in head["params"]} == {id(p) for p in module.policy.value_head.parameters()}
+    assert len(trunk["params"]) + len(head["params"]) == len(list(module.policy.parameters()))
+
+
+def test_ppo_is_a_setting_of_the_reward(tmp_path):
+    """No shaping left: the same update as on the sparse reward."""
+    weights = []
+    for reward in (RewardConfig(mode="sparse"), RewardConfig(mode="stage", coefficient=0.0), RewardConfig(mode="stage")):
+        module = StaPPOModule(policy(), value_warmup_rounds=0, learning_rate=1e-3)
+        fit(tmp_path, module, data(reward=reward))
+        weights.append(torch.cat([p.detach().flatten() for p in module.policy.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_stopped_run_goes_on_exactly(tmp_path):
+    whole, first, second = (StaPPOModule(policy(), minibatch_size=4, value_warmup_rounds=0, learning_rate=1e-3) for _ in range(3))
+    fit(tmp_path, whole, epochs=2)
+    keeper = ModelCheckpoint(tmp_path / "checkpoints", save_last=True)
+    fit(tmp_path, first, callbacks=[keeper], enable_checkpointing=True)
+    torch.manual_seed(123)  # another process
+    datamodule = data()
+    fit(tmp_path, second, datamodule, epochs=2, ckpt_path=keeper.last_model_path)
+    assert datamodule.round == 2
+    for name, value in whole.policy.state_dict().items():
+        torch.testing.assert_close(second.policy.state_dict()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_epochs", 0), ("learning_rate", 0.0), ("lmbda", 1.5), ("clip_epsilon", 0.0)])
+def test_bad_settings_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        StaPPOModule(Seen(), **{name: value})

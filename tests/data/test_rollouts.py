@@ -1,0 +1,71 @@
+"""Rounds of experience: seeded, complete, sampled by the newest weights, counted over a resume."""
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+
+from stare_lit import keys
+from stare_lit.data.rollouts import RolloutDataModule
+from stare_lit.models.vla.presets import tiny
+
+
+class Keeper(LightningModule):
+    """Trains nothing; keeps the rounds it is given."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.policy = tiny(4, image_size=16, chunk_size=2, hidden_size=32, num_layers=1, num_bins=8, channels=(8, 16))
+        self.automatic_optimization = False
+        self.rounds = []
+
+    def training_step(self, batch, batch_idx):
+        self.rounds.append(batch.clone())
+
+    def configure_optimizers(self):
+        return None
+
+
+def rounds(tmp_path, epochs=2, state=None, **settings):
+    module, data = Keeper(), RolloutDataModule("Toy-v0", **{"num_envs": 3, "decisions_per_env": 4, "max_episode_steps": 5, **settings})
+    if state is not None:
+        data.load_state_dict(state)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    Trainer(accelerator="cpu", default_root_dir=tmp_path, max_epochs=epochs, **quiet).fit(module, data)
+    return module.rounds, data
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(a[key], b[key]) for key in (keys.IMAGE, keys.ACTION_TOKENS, keys.LOG_PROBS, keys.EPISODE_SEED, keys.next_(keys.REWARD)))
+
+
+def test_a_round_depends_on_its_number_alone(tmp_path):
+    first, data = rounds(tmp_path)
+    torch.manual_seed(99)
+    again, _ = rounds(tmp_path)
+    assert same(first[0], again[0]) and same(first[1], again[1])
+    assert not same(first[0], first[1])
+    resumed, later = rounds(tmp_path, epochs=1, state={"round": 1, "env_steps": 7})
+    assert same(resumed[0], first[1])
+    assert data.state_dict() == {"round": 2, "env_steps": sum(int(batch[keys.next_(keys.NUM_STEPS)].sum()) for batch in first)}
+    assert later.env_steps == 7 + int(resumed[0][keys.next_(keys.NUM_STEPS)].sum())
+    other, _ = rounds(tmp_path, epochs=1, seed=1)
+    assert not same(other[0], first[0])
+
+
+def test_a_round_holds_whole_decisions_and_the_observation_before_a_reset(tmp_path):
+    batch = rounds(tmp_path, epochs=1)[0][0]
+    assert batch.batch_size == (3, 4)
+    done = batch[keys.next_(keys.DONE)].squeeze(-1)
+    assert done[:, 2].all() and not done[:, :2].any()  # 5 steps are decisions of 2, 2 and 1
+    assert batch[keys.next_(keys.NUM_STEPS)][:, :3].squeeze(-1).tolist() == [[2, 2, 1]] * 3
+    after, following = batch[keys.next_(keys.IMAGE)], batch[keys.IMAGE][:, 1:]
+    assert torch.equal(after[:, :2], following[:, :2])
+    assert not torch.equal(after[:, 2], following[:, 2])
+    assert (batch[keys.EPISODE_SEED][:, 3] != batch[keys.EPISODE_SEED][:, 2]).all()
+
+
+@pytest.mark.parametrize("name", ["num_envs", "decisions_per_env", "temperature"])
+def test_bad_settings_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        RolloutDataModule("Toy-v0", **{name: 0})
