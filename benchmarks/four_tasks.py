@@ -19,14 +19,14 @@ from stare_lit.evaluation.report import console, hardware, package_versions
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = {"PullCube-v1": "pull_cube", "StackCube-v1": "stack_cube", "LiftPegUpright-v1": "lift_peg_upright"}
-EVERY = '{"class_path": "stare_lit.callbacks.RolloutEvaluation", "init_args": {"num_episodes": 100, "num_envs": 16, "at_start": false, "video_episodes": 0'
 GUARD = '{"class_path": "stare_lit.callbacks.NonFiniteGuard"}'
+EVALUATION = '{"class_path": "stare_lit.callbacks.RolloutEvaluation", "init_args": {"num_episodes": 100, "num_envs": 16, "at_start": false}}'
 
 
-def fit(run: Path, *arguments: str, task: str) -> dict:
-    """One `stare fit`; the last logged value of every metric, the first loss, and the evaluation at its end."""
-    callbacks = f'--trainer.callbacks=[{EVERY}, "task": "{task}"}}}}, {GUARD}]'
-    command = ["fit", *arguments, "--run_dir", str(run), callbacks]
+def fit(run: Path, *arguments: str, evaluate: bool = False) -> dict:
+    """One `stare fit`; the last logged value of every metric, the first loss, and where asked for the success at its end."""
+    callbacks = f"{EVALUATION}, {GUARD}" if evaluate else GUARD
+    command = ["fit", *arguments, "--run_dir", str(run), f"--trainer.callbacks=[{callbacks}]"]
     subprocess.run([sys.executable, "-m", "stare_lit", *command], check=True)
     rows = [row for path in run.rglob("metrics.csv") for row in csv.DictReader(path.open())]
     losses = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
@@ -45,20 +45,21 @@ def main() -> None:
         root = Path(arguments.root) / task
         start = f"--model.policy.path={root}/sft/last"
         results[task] = {
-            "sft": fit(root / "sft", "--config=configs/sft.yaml", f"--config=configs/task/{PARTS[task]}.yaml", task=task),
+            "sft": fit(root / "sft", "--config=configs/sft.yaml", f"--config=configs/task/{PARTS[task]}.yaml", evaluate=True),
             "sta_tpo": fit(
                 root / "sta_tpo", "--config=configs/sta_tpo.yaml", f"--data.task={task}", start, "--data.rollouts.num_states=24",
-                "--data.rollouts.num_samples=4", "--trainer.max_epochs=1", task=task,
+                "--data.rollouts.num_samples=4", "--trainer.max_epochs=1",
             ),
-            "sta_ppo": fit(root / "sta_ppo", "--config=configs/sta_ppo.yaml", f"--data.task={task}", start, "--trainer.max_epochs=3", task=task),
+            "sta_ppo": fit(root / "sta_ppo", "--config=configs/sta_ppo.yaml", f"--data.task={task}", start, "--trainer.max_epochs=3"),
         }  # fmt: skip
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps({"results": results, "hardware": hardware(), "versions": package_versions()}, indent=1) + "\n")
     table = Table("task", "phase", "updates", "loss first -> last", "success_once, 100 validation seeds", title="Greedy; later phases short on purpose")
     for task, phases in results.items():
         for name, result in phases.items():
-            success = result["metrics"].get("val/success_once", float("nan"))
-            table.add_row(task, name, str(result["updates"]), f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}", f"{success:.0%}")
+            success = result["metrics"].get("val/success_once")
+            loss = f"{result['loss_first']:.3f} -> {result['loss_last']:.3f}"
+            table.add_row(task, name, str(result["updates"]), loss, "" if success is None else f"{success:.0%}")
     console().print(table)
 
 

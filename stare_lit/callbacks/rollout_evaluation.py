@@ -24,7 +24,7 @@ class RolloutEvaluation(Callback):
     ``last/``, both with ``provenance.json``, and ``evaluation.json`` and ``videos/``. ``validate`` and ``test`` runs evaluate once, on their own split.
 
     Args:
-        task: environment id.
+        task: environment id; None: the data's own.
         every_n_epochs: evaluate after so many epochs (rounds of interaction); None: not by epochs.
         every_n_steps: evaluate after so many optimizer steps; None: not by steps.
         num_episodes: one from each of the first seeds of ``split``.
@@ -43,7 +43,7 @@ class RolloutEvaluation(Callback):
 
     def __init__(
         self,
-        task: str,
+        task: str | None = None,
         *,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
@@ -74,6 +74,9 @@ class RolloutEvaluation(Callback):
         self.steps: dict[str, int] = {}
         self.seconds = 0.0
         self._env: EnvBase | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.task = self.task or data_task(trainer)
 
     # -- when ------------------------------------------------------------------------------------------------------------
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,6 +201,14 @@ class RolloutEvaluation(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.results = {name: Evaluation.from_dict(values) for name, values in state_dict["results"].items()}
         self.steps, self.seconds = dict(state_dict["steps"]), state_dict["seconds"]
+
+
+def data_task(trainer: Trainer) -> str:
+    """The task of the trainer's data. Raises ValueError where it names none."""
+    task = getattr(getattr(trainer, "datamodule", None), "task", None)
+    if task is None:
+        raise ValueError("task=None: the data names no task; give the callback one (init_args.task).")
+    return task
 
 
 def _rank(result: Evaluation) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from tensordict import TensorDictBase
 
 from stare_lit import keys
+from stare_lit.callbacks.rollout_evaluation import data_task
 from stare_lit.stages.tasks import get_spec
 
 
@@ -16,15 +17,18 @@ class StageMetrics(Callback):
     Batches without ``stage_index`` (plain imitation) log nothing; padding (index -1) does not count.
 
     Args:
-        task: environment id, for the stages' names.
+        task: environment id, for the stages' names; None: the data's own.
         every_n_batches: how often.
     """
 
-    def __init__(self, task: str, every_n_batches: int = 1) -> None:
+    def __init__(self, task: str | None = None, every_n_batches: int = 1) -> None:
         if every_n_batches < 1:
             raise ValueError(f"every_n_batches={every_n_batches}: at least 1")
-        self.names = (*get_spec(task).names, "done")
-        self.every_n_batches = every_n_batches
+        self.task, self.every_n_batches = task, every_n_batches
+        self.names: tuple[str, ...] = ()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.names = (*get_spec(self.task or data_task(trainer)).names, "done")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx % self.every_n_batches or not isinstance(batch, TensorDictBase) or keys.STAGE_INDEX not in batch.keys():

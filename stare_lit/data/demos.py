@@ -65,6 +65,7 @@ class DemoDataModule(LightningDataModule):
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"{name}={value}: at least {least}")
+        self.task = task
         self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals)
         self.instructions = self.settings.instructions()
         self.folder = Path(folder) if folder is not None else self.settings.folder

@@ -16,12 +16,12 @@ SIGNALS = ("tcp_to_object", "grasped", "lift", "object_to_target_xy", "object_to
 REACH_XY = 0.16  # the gripper moves within +-REACH_XY in x and y
 TCP_LOW, TCP_HIGH = 0.02, 0.16  # and between these heights
 SPREAD_XY = 0.13  # block and pads start within +-SPREAD_XY
-MIN_GAP = 0.08  # between the centres of block, red pad and blue pad at the start
+MIN_GAP = 0.11  # between the centres of block, red pad and blue pad at the start
 MAX_DELTA = 0.04  # an action of 1 moves the gripper this far in one step
-HALF_SIZE = 0.02  # of the block, so also the height of its centre on the table
+HALF_SIZE = 0.03  # of the block, so also the height of its centre on the table
 FALL = 0.06  # a block let go falls this far in one step
-GRASP_RADIUS = 0.025  # closing grasps a block whose centre is within this distance of the gripper's
-TARGET_RADIUS = 0.03  # success needs the block's centre within this distance of the pad's, in xy
+GRASP_RADIUS = 0.045  # closing grasps a block whose centre is within this distance of the gripper's
+TARGET_RADIUS = 0.05  # success needs the block's centre within this distance of the pad's, in xy
 NUM_LAYOUTS = 16  # layouts drawn for a seed; the first one with MIN_GAP everywhere is taken
 
 
@@ -150,7 +150,7 @@ def render(state: ToyState, size: int) -> Tensor:
     for place, half in ((state.block, HALF_SIZE), (state.tcp, 0.012)):
         paint(place[:, 0], place[:, 1], half, half, (60, 60, 60), opacity=0.5)
     paint(state.block[:, 0], state.block[:, 1] + rise * (state.block[:, 2] - HALF_SIZE), HALF_SIZE, HALF_SIZE, (40, 170, 60))
-    spread = torch.where(state.held, 0.022, torch.where(state.closed, 0.008, 0.034))  # of the two fingers
+    spread = torch.where(state.held, HALF_SIZE + 0.004, torch.where(state.closed, 0.008, HALF_SIZE + 0.014))  # of the two fingers
     for side in (-1, 1):
         paint(state.tcp[:, 0] + side * spread, state.tcp[:, 1] + rise * (state.tcp[:, 2] - TCP_LOW), 0.008, 0.016, (20, 20, 20))
     return image.round_().to(torch.uint8)

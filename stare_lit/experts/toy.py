@@ -7,7 +7,7 @@ from stare_lit.envs import toy_world as world
 from stare_lit.envs.toy import ACTION_DIM, ToyEnv
 
 CARRY_HEIGHT = 0.07  # metres, of the gripper while it carries
-NEAR = 0.018  # metres: closer than this to the block the gripper shuts (a grasp allows 0.025), to its place it opens
+NEAR = 0.025  # metres: closer than this to the block the gripper shuts (a grasp allows 0.045), to its place it opens
 CLEAR = 0.03  # metres off in xy from which it keeps its height while approaching block or pad
 
 

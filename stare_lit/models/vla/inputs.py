@@ -63,7 +63,7 @@ def _prompt(tensordict: TensorDictBase, num: int, prompts: PromptTokenizer) -> T
     tokens = tensordict.get(keys.INSTRUCTION_TOKENS, None)
     if tokens is not None:
         if tokens.shape[-1] != prompts.length:
-            raise ValueError(f"{keys.INSTRUCTION_TOKENS}: of length {tokens.shape[-1]}, the policy's prompt_length is {prompts.length}; tokenise with this policy")
+            raise ValueError(f"{keys.INSTRUCTION_TOKENS}: of length {tokens.shape[-1]}, the policy's prompt_length is {prompts.length}")
         return tokens.reshape(num, -1)
     text = tensordict.get(keys.INSTRUCTION, None)
     if text is None:

@@ -3,13 +3,13 @@
 from stare_lit.stages.predicates import Above, AllOf, AnyOf, Below, Flag
 from stare_lit.stages.spec import ErrorTerm, Stage, StageSpec
 
-REACH_DISTANCE = 0.025
+REACH_DISTANCE = 0.045
 """Metres between gripper and block at which reaching ends: the gripper grasps from there."""
-KEEP_DISTANCE = 0.06
+KEEP_DISTANCE = 0.09
 """Metres beyond which the block counts as out of reach again."""
 LIFT_HEIGHT = 0.03
 """Metres above the table at which the block counts as lifted."""
-XY_TOLERANCE = 0.03
+XY_TOLERANCE = 0.05
 """Metres of horizontal offset from the pad that success allows."""
 REACH_SCALE = 0.3
 """Metres: a long way from gripper to block at a reset."""
