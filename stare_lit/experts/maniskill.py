@@ -1,7 +1,7 @@
 """Scripted demonstrators for the Panda tasks, acting in the policy's own action space (``pd_ee_delta_pose``).
 
-Each is a proportional controller towards a waypoint that it reads off the present geometry, so that it recovers from a disturbance: nothing
-is remembered but whether the gripper was told to close. To add one, write a function from the simulator and that memory to an action.
+Each is a proportional controller towards a waypoint that it reads off the present geometry, so that it recovers from a disturbance: little
+is remembered (see ``Memory``). To add one, write a function from the simulator and that memory to an action.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,21 @@ POSITION_STEP = 0.1  # m of translation at an action of 1
 ROTATION_STEP = -0.1  # rad about a root axis at an action of 1 (ManiSkill scales by the *lower* limit, hence the sign)
 OPEN, CLOSED = 1.0, -1.0
 
+GAIN = 2.0  # for precise work: the arm covers about a third of the distance that an action asks for
+
 HOVER = 0.10  # m above the table, where the gripper travels
 PUSH_HEIGHT = 0.02  # m, tool height while pushing
 CLEAR = 0.05  # m between the tool and the cube's centre before it descends beside it
 ALIGNED = 0.015  # m
+GRASP_SLACK = 0.012  # m of horizontal error with which the fingers still close around the object
+TURNED = 0.2  # rad of error about the vertical with which they do
+PLACE_SLACK = 0.01  # m between the cubes' centres with which the upper one is let down
+FUNNEL = 0.02  # m of horizontal error, beyond what is allowed, over which a descent rises to its full clearance
 GRASP_DEPTH = 0.005  # m below which a tool counts as being at the grasp point
 SOFT = 0.2  # gripper action that holds the peg with about 5 N, so that it can turn between the fingers
 PEG_GRIP = 0.09  # m from the peg's centre to where it is gripped
 PEG_LEAD = 0.4  # rad by which the waypoint runs ahead of the peg
+SHORTER = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)  # shares of a motion that are tried, see `_reachable`
 SETTLE = 3  # decisions that the gripper needs to close
 
 
@@ -46,6 +53,14 @@ def _towards(simulator: Any, target: Tensor, grip: float, rotation: Tensor | Non
         action[3:6] = turn / torch.linalg.vector_norm(turn).clamp_min(1.0)
     action[6] = grip
     return action
+
+
+def _clearance(offset: Tensor, allowed: float, full: float) -> Tensor:
+    """Height (m) to keep above a point that the tool is ``offset`` [>= 2] (m) away from: 0 within ``allowed``, rising to ``full``.
+
+    Continuous, so that a disturbance near the edge does not send the tool up and down again.
+    """
+    return full * ((torch.linalg.vector_norm(offset[:2]) - allowed) / FUNNEL).clamp(0.0, 1.0)
 
 
 def _beside(simulator: Any, offset: float, goal_x: float) -> Tensor:
@@ -91,13 +106,12 @@ def _grasp(simulator: Any, actor: Any, point: Tensor, memory: Memory, rotation: 
         return None
     if memory.closing > 2 * SETTLE:
         memory.closing = 0  # it slipped away: open and try again
-    far = torch.linalg.vector_norm((tool - point)[:2]) > ALIGNED or rotation.abs().max() > 0.2
-    if far and not memory.closing:
-        return _towards(simulator, torch.stack([point[0], point[1], point[2] + CLEAR]), OPEN, rotation)
-    if not memory.closing and tool[2] - point[2] > GRASP_DEPTH:
-        return _towards(simulator, point, OPEN, rotation)
+    if not memory.closing:
+        rise = _clearance(tool - point, GRASP_SLACK, CLEAR) if rotation.abs().max() < TURNED else torch.tensor(CLEAR)
+        if rise > 0 or tool[2] - point[2] > GRASP_DEPTH:
+            return _towards(simulator, torch.stack([point[0], point[1], point[2] + rise]), OPEN, rotation, GAIN)
     memory.closing += 1
-    return _towards(simulator, point, grip)
+    return _towards(simulator, point, grip, gain=GAIN)
 
 
 def stack_cube(simulator: Any, memory: Memory) -> Tensor:
@@ -106,16 +120,16 @@ def stack_cube(simulator: Any, memory: Memory) -> Tensor:
     side = 2 * float(simulator.cube_half_size[2])
     final = base + torch.tensor([0.0, 0.0, side])
     held = tool - cube  # where in the grip the cube sits
-    if torch.linalg.vector_norm((cube - final)[:2]) < 0.02 and (cube[2] - final[2]).abs() < 0.004:
+    if torch.linalg.vector_norm((cube - final)[:2]) < 0.02 and (cube[2] - final[2]).abs() < 0.005:
         return _towards(simulator, torch.stack([tool[0], tool[1], final[2] + CLEAR]), OPEN) * torch.tensor([0.0, 0, 0.3, 0, 0, 0, 1])
     action = _grasp(simulator, simulator.cubeA, cube, memory, _turn_to_faces(simulator, simulator.cubeA))
     if action is not None:
         return action
-    if torch.linalg.vector_norm((cube - final)[:2]) < 0.01:
-        return _towards(simulator, final + held, CLOSED)
-    if cube[2] < final[2] + 0.015 and torch.linalg.vector_norm((cube - final)[:2]) > 0.03:
-        return _towards(simulator, torch.stack([tool[0], tool[1], final[2] + 0.03 + held[2]]), CLOSED)
-    return _towards(simulator, final + torch.tensor([0.0, 0.0, 0.025]) + held, CLOSED)
+    if cube[2] < final[2] + 0.01 and torch.linalg.vector_norm((cube - final)[:2]) > 0.03:
+        return _towards(simulator, torch.stack([tool[0], tool[1], final[2] + 0.03 + held[2]]), CLOSED, gain=GAIN)
+    above = final + held
+    above[2] += _clearance(cube - final, PLACE_SLACK, 0.025)
+    return _towards(simulator, above, CLOSED, gain=GAIN)
 
 
 def lift_peg_upright(simulator: Any, memory: Memory) -> Tensor:
@@ -133,13 +147,24 @@ def lift_peg_upright(simulator: Any, memory: Memory) -> Tensor:
         return action
     rise = torch.asin(axis[2].clamp(-1.0, 1.0))
     foot = peg - simulator.peg_half_length * axis
-    ahead = (rise + PEG_LEAD).clamp(max=pi / 2)
+    ahead = rise + (GAIN * (pi / 2 - rise)).clamp(max=PEG_LEAD)
     level = axis * torch.tensor([1.0, 1.0, 0.0])
     level = level / torch.linalg.vector_norm(level).clamp_min(1e-6)
     radius = simulator.peg_half_length + PEG_GRIP
     target = foot + radius * torch.cos(ahead) * level
     target[2] = radius * torch.sin(ahead)
     return _towards(simulator, target, SOFT)
+
+
+def _reachable(simulator: Any, action: Tensor) -> Tensor:
+    """``action``, its motion shortened until ManiSkill's inverse kinematics solves it: where it finds no solution the arm does not move at all."""
+    arm = simulator.agent.controller.controllers["arm"]
+    for share in SHORTER:
+        shorter = torch.cat([action[:6] * share, action[6:]])
+        pose = arm.compute_target_pose(arm.ee_pose_at_base, arm._preprocess_action(shorter[None, :6]))
+        if arm.kinematics.compute_ik(pose, arm.articulation.get_qpos()) is not None:
+            return shorter
+    return action
 
 
 CONTROLLERS: dict[str, Callable[[Any, Memory], Tensor]] = {
@@ -165,4 +190,4 @@ class ManiSkillExpert:
 
     def act(self, env: Any) -> Tensor:
         """The next action, float32 [7] in [-1, 1], for the single-scene ``ManiSkillEnv`` ``env``."""
-        return self._controller(env.simulator, self._memory).clamp(-1.0, 1.0)
+        return _reachable(env.simulator, self._controller(env.simulator, self._memory).clamp(-1.0, 1.0))
