@@ -48,7 +48,7 @@ def _block(task: str, noise: float, seeds: list[int]) -> tuple[list[bool], list[
 
 def demos(
     tasks: Sequence[str] = TASKS,
-    noises: Sequence[float] = (0.0, 0.2),
+    noises: Sequence[float] = (0.0, 0.1, 0.2),
     num_seeds: int = 200,
     num_workers: int = 2,
     out: Path = Path(__file__).parent / "results" / "demos.json",

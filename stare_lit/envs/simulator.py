@@ -100,10 +100,10 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
             sensor_configs={"width": config.image_size, "height": config.image_size},
         )
     except RuntimeError as error:
-        if sees and any(word in str(error).lower() for word in ("vulkan", "physical device", "render")):
+        if any(word in str(error).lower() for word in ("vulkan", "vk::", "physical device", "render")):
             raise RuntimeError(
                 f"task={config.task!r}: SAPIEN found no Vulkan device to render with ({error}). Run `stare doctor`, which says what to install; "
-                "observation='state' and Toy-v0 need no camera."
+                "Toy-v0 needs none."
             ) from error
         raise
     horizon = REGISTERED_ENVS[config.task].max_episode_steps

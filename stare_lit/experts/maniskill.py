@@ -25,6 +25,7 @@ CLEAR = 0.05  # m between the tool and the cube's centre before it descends besi
 ALIGNED = 0.015  # m
 GRASP_SLACK = 0.012  # m of horizontal error with which the fingers still close around the object
 TURNED = 0.2  # rad of error about the vertical with which they do
+PLACE_RISE = 0.04  # m above its place at which a cube is carried
 PLACE_SLACK = 0.01  # m between the cubes' centres with which the upper one is let down
 FUNNEL = 0.02  # m of horizontal error, beyond what is allowed, over which a descent rises to its full clearance
 GRASP_DEPTH = 0.005  # m below which a tool counts as being at the grasp point
@@ -126,9 +127,9 @@ def stack_cube(simulator: Any, memory: Memory) -> Tensor:
     if action is not None:
         return action
     if cube[2] < final[2] + 0.01 and torch.linalg.vector_norm((cube - final)[:2]) > 0.03:
-        return _towards(simulator, torch.stack([tool[0], tool[1], final[2] + 0.03 + held[2]]), CLOSED, gain=GAIN)
+        return _towards(simulator, torch.stack([tool[0], tool[1], final[2] + PLACE_RISE + held[2]]), CLOSED, gain=GAIN)
     above = final + held
-    above[2] += _clearance(cube - final, PLACE_SLACK, 0.025)
+    above[2] += _clearance(cube - final, PLACE_SLACK, PLACE_RISE)
     return _towards(simulator, above, CLOSED, gain=GAIN)
 
 

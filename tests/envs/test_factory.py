@@ -1,0 +1,98 @@
+"""make_env and the seeds: refusals before any process starts, and one flat batch of ManiSkill environments in two processes."""
+
+import pytest
+import torch
+from torchrl.envs.utils import check_env_specs, step_mdp
+
+from stare_lit import keys
+from stare_lit.envs import pool
+from stare_lit.envs.factory import SEED_RANGES, TOY, default_num_workers, make_env, seeded_reset, split_seeds
+from stare_lit.envs.maniskill import ManiSkillEnv
+from stare_lit.envs.rollout import MASK, run_episodes
+from stare_lit.envs.signals import INSTRUCTIONS
+from stare_lit.envs.transforms import RewardConfig
+
+PUSH = "PushCube-v1"
+SETTINGS = {"observation": "state", "chunk_size": 2, "max_episode_steps": 5}
+
+
+def test_seed_ranges_are_disjoint():
+    ranges = sorted(SEED_RANGES.values())
+    assert all(first[1] <= second[0] for first, second in zip(ranges, ranges[1:], strict=False))
+    assert split_seeds("validation", 2, offset=3) == [1_000_003, 1_000_004]
+    for split, num, message in (("dev", 1, "split='dev'"), ("test", 0, "num=0"), ("train", 1_000_001, "num=1000001")):
+        with pytest.raises(ValueError, match=message):
+            split_seeds(split, num)
+
+
+def test_default_workers():
+    assert default_num_workers(1) == 1
+    assert 1 <= default_num_workers(64) <= 32
+
+
+@pytest.mark.parametrize(
+    ("task", "num_envs", "settings", "message"),
+    [
+        ("PushCube-v9", 2, {}, "PushCube-v9"),
+        (PUSH, 0, {}, "num_envs=0"),
+        (PUSH, 2, {"image_size": 2}, "image_size=2"),
+        (PUSH, 2, {"observation": "depth"}, "observation='depth'"),
+        (PUSH, 3, {"num_workers": 2}, "num_envs=3 does not divide over num_workers=2"),
+        (TOY, 2, {"chunk_size": 0}, "chunk_size=0"),
+    ],
+)
+def test_refusals_come_before_any_process_starts(task, num_envs, settings, message, monkeypatch):
+    monkeypatch.setattr(pool.mp, "get_context", lambda *_: pytest.fail("a process was started"))
+    with pytest.raises(ValueError, match=message):
+        make_env(task, num_envs, **settings)
+
+
+def test_toy():
+    env = make_env(TOY, 3, image_size=16, reward=RewardConfig())
+    check_env_specs(env, seed=0)
+    td = seeded_reset(env, [5, 6, 7])
+    assert td[keys.EPISODE_SEED].tolist() == [5, 6, 7] and len(td[keys.INSTRUCTION]) == 3
+    with pytest.raises(ValueError, match="seeds has 2 entries"):
+        seeded_reset(env, [1, 2])
+
+
+@pytest.fixture(scope="module")
+def env(vulkan):
+    env = make_env(PUSH, 2, num_workers=2, reward=RewardConfig(), **SETTINGS)
+    yield env
+    env.close()
+
+
+def sweep(td):
+    """Another action for each row and decision."""
+    phase = td[keys.EPISODE_SEED].float() + td[keys.STATE].sum(-1)
+    return td.set(keys.ACTION_CHUNK, torch.sin(phase[:, None, None] * torch.arange(1, 15).reshape(2, 7)))
+
+
+def test_specs_text_and_stages(env):
+    check_env_specs(env, seed=0)
+    td = seeded_reset(env, [1, 2])
+    assert list(td[keys.INSTRUCTION]) == list(INSTRUCTIONS[PUSH]) * 2
+    assert td[keys.STAGE_INDEX].tolist() == [0, 0] and (td[keys.POTENTIAL] > 0).all()
+
+
+def test_results_do_not_depend_on_the_number_of_workers(env):
+    here = make_env(PUSH, 2, num_workers=0, reward=RewardConfig(), **SETTINGS)
+    two, none = (run_episodes(each, sweep, [4, 9, 12]) for each in (env, here))
+    here.close()
+    assert two[MASK].sum(1).tolist() == [3, 3, 3] and two["next", "num_steps"][0].flatten().tolist() == [2, 2, 1]
+    assert (two == none).all()  # to the bit: every key
+    single = ManiSkillEnv(PUSH, **SETTINGS)
+    td = single.reset(seed=9)
+    for t in range(3):
+        assert torch.equal(td[keys.STATE], two[1, t][keys.STATE])
+        td = step_mdp(single.step(td.set(keys.ACTION_CHUNK, two[1, t][keys.ACTION_CHUNK])))
+    single.close()
+
+
+def test_a_partial_reset_of_real_simulators(env):
+    td = step_mdp(env.step(sweep(seeded_reset(env, [1, 2]))))
+    again = env.reset(td.clone().set("_reset", torch.tensor([[False], [True]])), seed=[7])
+    assert again[keys.EPISODE_SEED].tolist() == [1, 7] and again["num_steps"].flatten().tolist() == [2, 0]
+    assert torch.equal(again[0][keys.STATE], td[0][keys.STATE])
+    assert torch.equal(again[1][keys.STATE], seeded_reset(env, [7, 7])[0][keys.STATE])
