@@ -20,6 +20,7 @@ def tiny(
     hidden_size: int = 192,
     num_layers: int = 3,
     channels: tuple[int, ...] = (32, 48, 96, 128),
+    keypoints: int = 0,
     action_dim: int = 7,
     decoding: Literal["parallel", "autoregressive"] = "parallel",
     value_signals: tuple[str, ...] = (),
@@ -34,6 +35,7 @@ def tiny(
         num_bins: bin edges per action dimension; ``num_bins - 1`` values, so an even number gives one that is exactly the middle.
         hidden_size, num_layers: of the language model; heads are 32 wide.
         channels: of the tower's stride-2 convolutions: a patch is ``2 ** len(channels)`` pixels wide (three of them do for a 32-pixel image).
+        keypoints: spatial-softmax positions that the tower adds as one token (see ``ConvStem``); 0: none.
         decoding: ``parallel`` (bidirectional attention) or ``autoregressive``.
         value_signals: privileged signals that the value head also reads in training.
         detach_value: keep the value loss from the shared trunk.
@@ -51,7 +53,7 @@ def tiny(
                 "initializer_range": 0.05,  # at 0.02 a small trunk stays at the label prior for hundreds of updates
                 "pad_token_id": 0,
             },
-            towers=(TowerConfig("conv_stem", {"channels": list(channels), "width": hidden_size}),),
+            towers=(TowerConfig("conv_stem", {"channels": list(channels), "width": hidden_size, "keypoints": keypoints}),),
             image_size=image_size,
             state_dim=state_dim,
             action_dim=action_dim,

@@ -7,6 +7,9 @@ from transformers import AutoConfig, AutoModel
 
 from stare_lit.models.vla.config import TowerConfig
 
+KEYPOINT_SHARPNESS = 4.0
+"""Scale of the maps before their softmax: at 1 every expected position starts, and long stays, at the centre."""
+
 
 class ConvStem(nn.Module):
     """Small convolutional tower: stride-2 convolutions down to a coarse grid of patches, with learned position maps.
@@ -18,15 +21,17 @@ class ConvStem(nn.Module):
         image_size: side of the image in pixels.
         channels: output channels of the stride-2 convolutions; a patch is ``2 ** len(channels)`` pixels wide.
         width: features of a patch.
+        keypoints: maps whose spatial softmax gives the expected image position of something each (arXiv 1504.00702); all positions make one
+            further token, so that small things are found within tens of updates. 0: none.
     """
 
-    def __init__(self, image_size: int, channels: tuple[int, ...] = (32, 48, 96, 128), width: int = 160) -> None:
+    def __init__(self, image_size: int, channels: tuple[int, ...] = (32, 48, 96, 128), width: int = 160, keypoints: int = 0) -> None:
         super().__init__()
         stride = 2 ** len(channels)
         if len(channels) < 2 or image_size % stride:
             raise ValueError(f"channels={tuple(channels)}: needs at least 2 entries, and image_size={image_size} must be a multiple of {stride}")
         self.width = width
-        self.num_patches = (image_size // stride) ** 2
+        self.num_patches = (image_size // stride) ** 2 + (keypoints > 0)
         blocks = [
             nn.Sequential(nn.Conv2d(source, target, 3, stride=2, padding=1), nn.GroupNorm(8, target), nn.SiLU())
             for source, target in zip((3, *channels[:-1]), channels, strict=True)
@@ -35,11 +40,20 @@ class ConvStem(nn.Module):
         self.fine_position = nn.Parameter(torch.randn(1, channels[1], image_size // 4, image_size // 4) * 0.1)
         self.output = nn.Linear(channels[-1], width)
         self.position = nn.Parameter(torch.randn(1, self.num_patches, width) * 0.1)
+        self.maps = nn.Conv2d(channels[1], keypoints, 1) if keypoints else None
+        if keypoints:
+            self.places = nn.Linear(2 * keypoints, width)
+            line = torch.linspace(-1.0, 1.0, image_size // 4)
+            self.register_buffer("grid", torch.cartesian_prod(line, line), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised images float [N, 3, S, S] -> features [N, P, width]."""
-        features = self.coarse(self.fine(pixels) + self.fine_position)
-        return self.output(features.flatten(2).transpose(1, 2)) + self.position
+        fine = self.fine(pixels)
+        features = self.output(self.coarse(fine + self.fine_position).flatten(2).transpose(1, 2))
+        if self.maps is not None:
+            attention = (KEYPOINT_SHARPNESS * self.maps(fine).float()).flatten(2).softmax(dim=-1)
+            features = torch.cat([features, self.places((attention @ self.grid).flatten(1))[:, None]], dim=1)
+        return features + self.position
 
 
 class TransformerTower(nn.Module):
