@@ -148,9 +148,9 @@ class EnvironmentPool(EnvBase):
     def _collect(self, workers: Any, seconds: float) -> list[Any]:
         """The answers of ``workers``, in their order."""
         answers: dict[int, Any] = {}
-        waiting = {self._connections[worker]: worker for worker in workers}
+        waiting: dict[Any, int] = {self._connections[worker]: worker for worker in workers}
         while waiting:
-            ready = multiprocessing.connection.wait(list(waiting), timeout=seconds)
+            ready: list[Any] = multiprocessing.connection.wait(list(waiting), timeout=seconds)
             if not ready:
                 self._fail(next(iter(waiting.values())), f"did not answer within {seconds:.0f} s")
             for connection in ready:
@@ -196,7 +196,8 @@ class EnvironmentPool(EnvBase):
         mask = None if tensordict is None else tensordict.get("_reset", None)
         by_worker = self._rows_by_worker(mask)
         num = sum(len(rows) for rows in by_worker.values())
-        seeds = torch.randint(*self.seed_range, (num,), generator=self._generator) if seed is None else torch.as_tensor(seed, dtype=torch.int64).reshape(-1)
+        low, high = self.seed_range
+        seeds = torch.randint(low, high, (num,), generator=self._generator) if seed is None else torch.as_tensor(seed, dtype=torch.int64).reshape(-1)
         if len(seeds) != num:
             raise ValueError(f"seed has {len(seeds)} entries but {num} episodes start; give one seed for each.")
         exact = seed is not None or self._fresh

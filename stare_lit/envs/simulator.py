@@ -107,7 +107,7 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
             ) from error
         raise
     horizon = REGISTERED_ENVS[config.task].max_episode_steps
-    simulator = env.unwrapped
+    simulator: Any = env.unwrapped
     if sees:
         unknown = [name for name in config.cameras if name not in simulator.scene.sensors]
         if unknown or not config.cameras:
