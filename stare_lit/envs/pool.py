@@ -168,6 +168,7 @@ class EnvironmentPool(EnvBase):
         return [answers[worker] for worker in workers]
 
     def _fail(self, worker: int, what: str) -> None:
+        self._processes[worker].join(1)  # a process that has just died is reaped first, else it has no exit code yet
         code = self._processes[worker].exitcode
         self._kill()
         raise RuntimeError(f"simulator worker {worker} {what} (exit code {code}); if memory ran out, lower num_envs or num_workers.")

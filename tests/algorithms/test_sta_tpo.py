@@ -92,7 +92,7 @@ def test_micro_batches_give_identical_gradients(folder, tmp_path):
 
 
 def test_training_prefers_the_winners_and_reports_it(folder, tmp_path):
-    run = trainer(tmp_path, max_epochs=15, limit_train_batches=1.0)
+    run = trainer(tmp_path, max_epochs=30, limit_train_batches=1.0)
     module = StaTPOModule(small_policy(), lmbda=0.0, learning_rate=1e-3, warmup_steps=2)
     run.fit(module, data(folder, batch_size=64))
     metrics = run.callback_metrics
