@@ -32,11 +32,11 @@ def test_three_phases_run(task, tmp_path, vulkan):
     part = [f"--config=configs/task/{PARTS[task]}.yaml"] if PARTS[task] else []
     settings = '{"num_episodes": 4, "num_envs": 4, "at_start": false, "video_episodes": 0}'
     evaluation = f'{{"class_path": "stare_lit.callbacks.RolloutEvaluation", "init_args": {settings}}}'
-    demos = ["--data.num_episodes=8", "--trainer.max_steps=40", f"--trainer.callbacks=[{evaluation}]"]
+    demos = ["--data.num_episodes=40", "--trainer.max_steps=240", f"--trainer.callbacks=[{evaluation}]"]
     losses = fit(tmp_path, "sft", "--config=configs/sft.yaml", *part, *demos)
     assert losses[-1] < 0.8 * losses[0]
     later = [f"--data.task={task}", "--model.policy.path=sft/last", GUARD]
-    small = ["--data.rollouts.num_states=6", "--data.rollouts.num_samples=4", "--data.rollouts.num_envs=4", "--data.rule.min_gap=0.01"]
+    small = ["--data.rollouts.num_states=10", "--data.rollouts.num_samples=6", "--data.rollouts.num_envs=4", "--data.rule.min_gap=0.01"]
     losses = fit(tmp_path, "sta_tpo", "--config=configs/sta_tpo.yaml", *later, *small, "--trainer.max_epochs=1", "--data.validation_fraction=0")
     assert losses and all(map(math.isfinite, losses))
     rounds = ["--data.num_envs=4", "--data.decisions_per_env=13", "--trainer.max_epochs=3"]
