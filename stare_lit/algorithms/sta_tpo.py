@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stare_lit import keys
 from stare_lit.algorithms.lora import LoraSettings, add_adapter, merge_adapter, merged_copy
+from stare_lit.algorithms.optim import warmup_schedule
 from stare_lit.objectives.executed import sum_executed
 from stare_lit.objectives.preference import sta_tpo_loss
 from stare_lit.types import LossOutput
@@ -88,7 +89,7 @@ class StaTPOModule(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (self.warmup_steps + 1)))
+        warmup = warmup_schedule(optimizer, warmup_steps=self.warmup_steps, total_steps=None, schedule="constant")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def merged_policy(self) -> nn.Module:
