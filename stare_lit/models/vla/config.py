@@ -48,6 +48,9 @@ class VLAConfig:
         llm: keyword arguments of ``transformers.LlamaConfig``, ``vocab_size`` included; action bins take the last ``num_bins`` ids before ``vocab_padding``.
         towers: vision towers that see the same image; their features are joined on the channel axis, so all must give the same number of patches.
         image_size: side of the square image a tower sees, in pixels; other sizes are resized (antialiased).
+        image_kernel: filter of that resize, ``bicubic`` (OpenVLA's processor) or ``lanczos`` (its evaluation scripts).
+        image_crop: share of the resized image that a centre crop keeps, then enlarged again; 1: none. OpenVLA's evaluation of policies that were
+            fine-tuned with random crops: 0.9.
         cameras: names below ``("observation", "image")``; empty where the image itself lies there. Patches of several cameras follow one another.
         projector: ``linear``, or ``openvla``, its MLP (three layers for several towers, two for one).
         state_dim: size of the proprioception vector; 0: the policy does not read it.
@@ -64,6 +67,8 @@ class VLAConfig:
     llm: dict[str, Any]
     towers: tuple[TowerConfig, ...]
     image_size: int
+    image_kernel: Literal["bicubic", "lanczos"] = "bicubic"
+    image_crop: float = 1.0
     cameras: tuple[str, ...] = ()
     projector: Literal["linear", "openvla"] = "linear"
     state_dim: int = 0
@@ -87,6 +92,7 @@ class VLAConfig:
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
         for name, allowed in (
+            ("image_kernel", ("bicubic", "lanczos")),
             ("projector", ("linear", "openvla")),
             ("decoding", ("autoregressive", "parallel")),
             ("attention", ("causal", "bidirectional")),
@@ -96,6 +102,8 @@ class VLAConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if self.attention == "bidirectional" and self.decoding == "autoregressive":
             raise ValueError("attention='bidirectional' with decoding='autoregressive': a token would see its own answer; use decoding='parallel'")
+        if not 0.0 < self.image_crop <= 1.0:
+            raise ValueError(f"image_crop={self.image_crop}: is a share of the image's area, above 0 and at most 1")
         if not self.towers:
             raise ValueError("towers=(): a policy needs at least one vision tower")
         if "vocab_size" not in self.llm or "hidden_size" not in self.llm:

@@ -44,7 +44,9 @@ class PromptTokenizer:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"instruction={text!r}: must be a text that is not empty")
             prompt = self._prompt.format(instruction=text.strip().lower())
-            ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids + self._suffix
+            ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids
+            if self._suffix and ids[-len(self._suffix) :] != self._suffix:  # OpenVLA adds its empty token only where the prompt does not end with it
+                ids = ids + self._suffix
             if len(ids) > self.length:
                 raise ValueError(f"instruction={text!r}: {len(ids)} tokens with its prompt; shorten it or raise prompt_length={self.length}")
             self._cache[text] = [self._pad_id] * (self.length - len(ids)) + ids

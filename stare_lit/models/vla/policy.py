@@ -44,7 +44,7 @@ class VLAPolicy(nn.Module):
             raise ValueError(f"llm['vocab_size']={config.llm['vocab_size']}: less than the tokenizer's {self.prompts.vocab_size}")
         width = config.llm["hidden_size"]
         self.causal = config.attention == "causal"
-        self.vision = VisionEncoder(config.towers, config.image_size)
+        self.vision = VisionEncoder(config)
         self.projector = projector(config.projector, self.vision.width, width, len(config.towers))
         self.state_projector = nn.Linear(config.state_dim, width) if config.state_dim else None
         self.language_model = LlamaForCausalLM(
@@ -55,16 +55,21 @@ class VLAPolicy(nn.Module):
         self.actions = ActionCodec(config.action_dim, config.num_bins)
         self.origin: Path | None = None
         """Folder that the weights were read from; None where they were made here."""
+        self.attachments: dict[str, bytes] = {}
+        """Files that travel with the weights and influence no output, by name (what an export to another program's layout needs)."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "VLAPolicy":
-        """The policy that ``save_pretrained`` wrote into folder ``path``. Raises ValueError for a missing, foreign or damaged one."""
-        policy = io.load(cls, Path(path))
+    def from_pretrained(cls, path: str | Path, dtype: str | None = "float32") -> "VLAPolicy":
+        """The policy that ``save_pretrained`` wrote into folder ``path``, its weights as ``dtype`` (None: as saved; the value head stays float32).
+
+        Raises ValueError for a missing, foreign or damaged one.
+        """
+        policy = io.load(cls, Path(path), dtype)
         policy.origin = Path(path)
         return policy
 
-    def save_pretrained(self, path: str | Path, dtype: str = "float32") -> None:
-        """Write weights (safetensors; floating ones as ``dtype``), config, tokenizer and action statistics into folder ``path``."""
+    def save_pretrained(self, path: str | Path, dtype: str | None = None) -> None:
+        """Write weights (safetensors; floating ones as ``dtype``, None: as they are), config, tokenizer and action statistics into folder ``path``."""
         io.save(self, Path(path), dtype)
 
     @property

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
-from stare_lit.models.vla.config import TowerConfig
+from stare_lit.models.vla.config import TowerConfig, VLAConfig
+from stare_lit.models.vla.images import ImagePreparation
 
 KEYPOINT_SHARPNESS = 4.0
 """Scale of the maps before their softmax: at 1 every expected position starts, and long stays, at the centre."""
@@ -88,16 +88,14 @@ class TransformerTower(nn.Module):
 class VisionEncoder(nn.Module):
     """All towers over one image, features joined on the channel axis (OpenVLA)."""
 
-    def __init__(self, towers: tuple[TowerConfig, ...], image_size: int) -> None:
+    def __init__(self, config: VLAConfig) -> None:
         super().__init__()
-        self.image_size = image_size
+        towers, image_size = config.towers, config.image_size
+        self.prepare = ImagePreparation(towers, image_size, config.image_kernel, config.image_crop)
         built: list[ConvStem | TransformerTower] = [
             ConvStem(image_size, **tower.kwargs) if tower.kind == "conv_stem" else TransformerTower(tower, image_size) for tower in towers
         ]
         self.towers = nn.ModuleList(built)
-        for index, tower in enumerate(towers):
-            self.register_buffer(f"mean_{index}", torch.tensor(tower.image_mean).view(3, 1, 1) * 255.0, persistent=False)
-            self.register_buffer(f"std_{index}", torch.tensor(tower.image_std).view(3, 1, 1) * 255.0, persistent=False)
         patches = {tower.num_patches for tower in built}
         if len(patches) > 1:
             raise ValueError(f"towers: give {sorted(patches)} patches for one image; all must give the same number")
@@ -105,13 +103,16 @@ class VisionEncoder(nn.Module):
         self.width = sum(tower.width for tower in built)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images uint8 [N, 3, H, W] -> features [N, P, width]. Raises ValueError for another dtype or shape."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"image: is {images.dtype} {list(images.shape)}, must be uint8 [N, 3, H, W]")
-        pixels = images.to(self.get_buffer("mean_0").dtype)
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            pixels = F.interpolate(pixels, size=(self.image_size, self.image_size), mode="bicubic", antialias=True).clamp_(0.0, 255.0)
-        features = [tower((pixels - self.get_buffer(f"mean_{i}")) / self.get_buffer(f"std_{i}")) for i, tower in enumerate(self.towers)]
+        """Images uint8 [N, 3, H, W] -> features [N, P, width].
+
+        Raises ValueError for images of another dtype or shape.
+        """
+        return self.features(self.prepare(images))
+
+    def features(self, pixels: list[Tensor]) -> Tensor:
+        """Prepared images float [N, 3, S, S], one for each tower -> features [N, P, width]."""
+        dtypes = (next(tower.parameters()).dtype for tower in self.towers)
+        features = [tower(image.to(dtype)) for tower, image, dtype in zip(self.towers, pixels, dtypes, strict=True)]
         return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
 
 
