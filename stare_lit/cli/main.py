@@ -25,6 +25,7 @@ FUNCTION_COMMANDS = {
     "rollouts": "sample episodes of a policy for preference pairs",
     "eval": "success of a policy or expert, with intervals",
     "ipi": "all three phases on one lineage: stare ipi --config configs/ipi.yaml",
+    "export": "write a policy in the layout of OpenVLA, for other programs",
     "doctor": "check this machine and say the way out of each fault",
 }
 # Defaults for a run that asks nobody for anything; what the user has set stays.
