@@ -15,12 +15,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as dump_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from stare_lit.models.vla.config import ValueHeadConfig, VLAConfig
 from stare_lit.models.vla.io import empty_parameters, parse_dtype
 from stare_lit.models.vla.openvla_config import EXTRA, choose_statistics, extras, read_config, with_statistics
-from stare_lit.models.vla.openvla_names import OURS_ALONE, Depths, compare, rules, unused
+from stare_lit.models.vla.openvla_names import Depths, compare, rules, unused
 from stare_lit.models.vla.policy import VLAPolicy
 from stare_lit.models.vla.shards import MAX_SHARD_BYTES, Shards, write_shards
 from stare_lit.models.vla.value_head import ValueHead
@@ -95,7 +95,9 @@ def load_openvla(
         policy = VLAPolicy(config)
     _check(shards, depths, policy, folder)
     policy.load_state_dict(dict(_ours(shards, depths, parse_dtype(dtype))), strict=False, assign=True)
-    _fill_own_parts(policy, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy.value_head = ValueHead(config.llm["hidden_size"], config.value_head)
     policy.set_action_statistics(statistics)
     policy.attachments = _attachments(folder, content, shards, depths)
     policy.origin = folder
@@ -219,18 +221,6 @@ def _theirs(weights: dict[str, Tensor], attachments: dict[str, bytes], depths: D
         written = rule.write(tuple(weights[name] for name in rule.ours))
         yield from ((name, tensor.to(kind or tensor.dtype)) for name, tensor in zip(rule.theirs, written, strict=True))
     yield from ((name, tensor.to(kind or weights[HEAD].dtype)) for name, tensor in parse_safetensors(attachments[UNUSED]).items())
-
-
-def _fill_own_parts(policy: VLAPolicy, seed: int) -> None:
-    """What no checkpoint holds: the value head, and the mask token, which stays 0."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        policy.value_head = ValueHead(policy.config.llm["hidden_size"], policy.config.value_head)
-    for name, parameter in policy.named_parameters():
-        if parameter.is_meta:
-            assert name.startswith(OURS_ALONE), name
-            owner = policy.get_submodule(name.rpartition(".")[0])
-            setattr(owner, name.rpartition(".")[2], nn.Parameter(torch.zeros_like(parameter, device="cpu"), requires_grad=False))
 
 
 def _attachments(folder: Path, content: dict[str, Any], shards: Shards, depths: Depths) -> dict[str, bytes]:

@@ -16,8 +16,8 @@ Tensors = tuple[Tensor, ...]
 DINO, SIGLIP, LLAMA = "vision_backbone.featurizer.", "vision_backbone.fused_featurizer.", "language_model."
 OUR_DINO, OUR_SIGLIP = "vision.towers.0.", "vision.towers.1."
 
-OURS_ALONE = ("value_head.", "actions.", OUR_DINO + "embeddings.mask_token")
-"""What an OpenVLA checkpoint does not hold: our value head, the action statistics (in its config), a token for masked pre-training."""
+OURS_ALONE = ("value_head.", "actions.")
+"""What an OpenVLA checkpoint does not hold as weights: our value head, and the action statistics, which stand in its config."""
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class TransformerTower(nn.Module):
         self.width = vision_config.hidden_size
         self.num_patches = (image_size // vision_config.patch_size) ** 2
         if hasattr(self.embeddings, "mask_token"):
-            self.embeddings.mask_token.requires_grad_(False)  # only for masked pre-training
+            self.embeddings.mask_token = None  # only for masked pre-training: a parameter that gets no gradient breaks DDP
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised images float [N, 3, S, S] -> features [N, P, width]."""
