@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -30,7 +31,7 @@ class LoraSettings:
 
 
 def add_adapter(policy: nn.Module, settings: LoraSettings) -> None:
-    """Add a fresh adapter, in place; it changes no output until it is trained. Everything else is frozen.
+    """Add a fresh adapter, in place, in float32; it changes no output until it is trained. Everything else is frozen.
 
     Raises:
         ValueError: there is an adapter already.
@@ -45,6 +46,9 @@ def add_adapter(policy: nn.Module, settings: LoraSettings) -> None:
         exclude_modules=settings.exclude_modules,
     )
     inject_adapter_in_model(config, policy)
+    for parameter in policy.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()  # a step of 1e-4 is lost in bfloat16's 8 bits
 
 
 def merge_adapter(policy: nn.Module) -> None:

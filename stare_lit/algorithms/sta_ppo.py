@@ -79,9 +79,10 @@ class StaPPOModule(LightningModule):
         merge_adapter(policy)
 
     def configure_model(self) -> None:
-        """Adds the adapter."""
+        """Adds the adapter, beside which the value head is trained as it is."""
         if self.lora is not None and not any("lora_" in name for name, _ in self.policy.named_parameters()):
             add_adapter(self.policy, self.lora)
+            self.policy.value_head.requires_grad_(True)
 
     def validation_step(self, batch: None, batch_idx: int) -> None:
         """Success is measured by the ``RolloutEvaluation`` callback."""
