@@ -52,7 +52,7 @@ class VLAConfig:
         image_crop: share of the resized image that a centre crop keeps, then enlarged again; 1: none. OpenVLA's evaluation of policies that were
             fine-tuned with random crops: 0.9.
         cameras: names below ``("observation", "image")``; empty where the image itself lies there. Patches of several cameras follow one another.
-        projector: ``linear``, or ``openvla``, its MLP (three layers for several towers, two for one).
+        projector: ``linear``, or ``openvla``, its MLP (three layers for several towers, two for one); ``none`` with a ``backbone``.
         state_dim: size of the proprioception vector; 0: the policy does not read it.
         decoding: ``autoregressive`` (one token after another, key/value cache) or ``parallel`` (all tokens of the chunk in one pass).
         attention: ``causal``, or ``bidirectional`` over the whole sequence (parallel decoding only).
@@ -62,6 +62,8 @@ class VLAConfig:
         num_bins: number of bin *edges* over [-1, 1] per action dimension: ``num_bins - 1`` different values (OpenVLA's layout).
         chunk_size: actions per decision.
         vocab_padding: rows at the end of the embedding that stand for no token (OpenVLA: 64).
+        backbone: config of a transformers image-text-to-text model, ``model_type`` included, that stands in for towers, projector and language
+            model (``load_image_text``); ``llm`` then holds its vocab_size and hidden_size, ``towers`` one entry for the normalisation of images.
     """
 
     llm: dict[str, Any]
@@ -70,7 +72,7 @@ class VLAConfig:
     image_kernel: Literal["bicubic", "lanczos"] = "bicubic"
     image_crop: float = 1.0
     cameras: tuple[str, ...] = ()
-    projector: Literal["linear", "openvla"] = "linear"
+    projector: Literal["linear", "openvla", "none"] = "linear"
     state_dim: int = 0
     action_dim: int = 7
     chunk_size: int = 1
@@ -86,6 +88,7 @@ class VLAConfig:
     bos_id: int = 1
     pad_id: int = 0
     value_head: ValueHeadConfig = field(default_factory=ValueHeadConfig)
+    backbone: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("image_size", 1), ("action_dim", 1), ("chunk_size", 1), ("num_bins", 3), ("prompt_length", 1), ("state_dim", 0)):
@@ -93,7 +96,7 @@ class VLAConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
         for name, allowed in (
             ("image_kernel", ("bicubic", "lanczos")),
-            ("projector", ("linear", "openvla")),
+            ("projector", ("linear", "openvla", "none")),
             ("decoding", ("autoregressive", "parallel")),
             ("attention", ("causal", "bidirectional")),
             ("attention_kernel", ("sdpa", "eager")),
@@ -106,6 +109,8 @@ class VLAConfig:
             raise ValueError(f"image_crop={self.image_crop}: is a share of the image's area, above 0 and at most 1")
         if not self.towers:
             raise ValueError("towers=(): a policy needs at least one vision tower")
+        if (self.backbone is not None) != (self.projector == "none") or (self.backbone is not None and len(self.towers) != 1):
+            raise ValueError(f"projector={self.projector!r}, {len(self.towers)} towers: 'none' and one tower go with a backbone, and with nothing else")
         if "vocab_size" not in self.llm or "hidden_size" not in self.llm:
             raise ValueError(f"llm={self.llm}: must hold vocab_size and hidden_size")
         if self.window_offset < 0:

@@ -40,6 +40,8 @@ def save(policy: "VLAPolicy", folder: Path, dtype: str | None) -> None:
         name: (tensor.to(kind) if kind and tensor.is_floating_point() and not name.startswith("actions.") else tensor).detach().cpu().contiguous()
         for name, tensor in policy.state_dict().items()
     }
+    places = [tensor.untyped_storage().data_ptr() for tensor in weights.values()]
+    weights = {name: tensor.clone() if places.count(place) > 1 else tensor for (name, tensor), place in zip(weights.items(), places, strict=True)}  # tied
     temporary = folder / f".{WEIGHTS}.{os.getpid()}"
     save_file(weights, temporary, metadata={"format": FORMAT})
     checksum = _sha256(temporary)
@@ -82,6 +84,7 @@ def load(cls: type["VLAPolicy"], folder: Path, dtype: str | None = "float32") ->
         exact = ("actions.", "value_head.")
         kept = {name: tensor.float() if name.startswith("value_head.") else tensor for name, tensor in weights.items() if name.startswith(exact)}
         policy.load_state_dict(kept | {name: tensor.to(kind) if kind else tensor for name, tensor in weights.items() if name not in kept}, assign=True)
+        policy.language_model.tie_weights()  # assigned, what was one tensor would be two
     policy.attachments = _read_attachments(folder, content.get(ATTACHMENTS, {}))
     return policy
 

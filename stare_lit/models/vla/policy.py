@@ -11,6 +11,7 @@ from stare_lit import keys
 from stare_lit.models.vla import io
 from stare_lit.models.vla.actions import ActionCodec, ActionStatistics
 from stare_lit.models.vla.config import VLAConfig
+from stare_lit.models.vla.image_text import BackboneVision, build_backbone
 from stare_lit.models.vla.inputs import Inputs, read_inputs
 from stare_lit.models.vla.instruction import PromptTokenizer
 from stare_lit.models.vla.sequence import attention_mask, extend, positions, sample
@@ -44,10 +45,11 @@ class VLAPolicy(nn.Module):
             raise ValueError(f"llm['vocab_size']={config.llm['vocab_size']}: less than the tokenizer's {self.prompts.vocab_size}")
         width = config.llm["hidden_size"]
         self.causal = config.attention == "causal"
-        self.vision = VisionEncoder(config)
+        backbone = build_backbone(config)
+        self.vision = VisionEncoder(config) if backbone is None else BackboneVision(config, backbone)
         self.projector = projector(config.projector, self.vision.width, width, len(config.towers))
         self.state_projector = nn.Linear(config.state_dim, width) if config.state_dim else None
-        self.language_model = LlamaForCausalLM(
+        self.language_model = backbone or LlamaForCausalLM(
             LlamaConfig(**{**config.llm, "is_causal": self.causal, "use_cache": False, "attn_implementation": config.attention_kernel})
         )
         self.placeholders = nn.Parameter(torch.randn(config.num_action_tokens, width) * 0.5) if config.decoding == "parallel" else None

@@ -117,7 +117,9 @@ class VisionEncoder(nn.Module):
 
 
 def projector(kind: str, source: int, target: int, num_towers: int) -> nn.Module:
-    """OpenVLA's projector has three layers for joined towers, 4 * source wide in the first, and two for a single one."""
+    """OpenVLA's projector has three layers for joined towers, 4 * source wide in the first, and two for a single one; ``none``: the features fit."""
+    if kind == "none":
+        return nn.Identity()
     if kind == "linear":
         return nn.Linear(source, target)
     widths = (source, 4 * source, target, target) if num_towers > 1 else (source, target, target)
