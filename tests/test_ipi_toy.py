@@ -1,7 +1,6 @@
 """The whole pipeline from nothing on the toy task, as a user runs it.
 
-The floors are what was measured (benchmarks/results/ipi_toy.json), less a margin: reaching and grasping are learned, success stays near one in
-two because the small policy does not yet learn which of the two pads the instruction names. Raise them when it does.
+The floors are what was measured (benchmarks/results/ipi_toy.json), less a generous margin.
 """
 
 import json
@@ -17,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ipi_on_the_toy_learns_to_grasp_and_places_by_half(tmp_path):
+def test_ipi_learns_the_toy_task_and_its_two_instructions(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     line = [sys.executable, "-m", "stare_lit", "ipi", "--config", "configs/toy/ipi.yaml"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -27,6 +26,6 @@ def test_ipi_on_the_toy_learns_to_grasp_and_places_by_half(tmp_path):
     print(done.stdout[-3000:], report["wall_time_seconds"])
     results = report["results"]
     assert set(results) == {"sft", "sta_tpo", "sta_ppo"}
-    assert results["sft"]["success_once"]["value"] > 0.3
-    assert results["sta_ppo"]["success_once"]["value"] > 0.3
-    assert results["sta_ppo"]["stage_funnel"]["grasp"]["value"] > 0.9
+    assert results["sft"]["success_once"]["value"] > 0.6
+    assert results["sta_ppo"]["success_once"]["value"] > 0.85
+    assert results["sta_ppo"]["stage_funnel"]["transport"]["value"] > 0.9  # to the pad that the instruction names

@@ -150,8 +150,8 @@ class RolloutEvaluation(Callback):
         policy: Any = module.policy
         start, seeds = time.monotonic(), self.seeds[kind]
         if self._env is None:
-            image_size = self.image_size or policy.config.image_size
-            settings = {"chunk_size": policy.chunk_size, "image_size": image_size, "terminate_on_success": False, **self.environment}
+            size = {"image_size": self.image_size} if self.image_size else {}
+            settings = {**policy.environment, **size, "terminate_on_success": False, **self.environment}
             self._env = make_env(self.task, min(self.num_envs, len(seeds)), num_workers=self.num_workers, **settings)
         recorder = FrameRecorder(seeds[: self.video_episodes])
         with trainer.precision_plugin.forward_context():

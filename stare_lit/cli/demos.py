@@ -11,6 +11,7 @@ def demos(
     action_noise: float = 0.0,
     max_episode_steps: int | None = None,
     visuals: Literal["auto", "light", "exact"] = "auto",
+    observation: Literal["image", "state"] = "image",
     first_seed: int = 0,
     keep_failures: bool = False,
     num_workers: int | None = None,
@@ -24,11 +25,12 @@ def demos(
     Args:
         task: a ManiSkill3 task (PushCube-v1, PullCube-v1, StackCube-v1, LiftPegUpright-v1) or Toy-v0.
         num_episodes: successful episodes wanted.
-        out: folder to write to; by default data/demos/<task>-<image size>px-noise<noise>.
+        out: folder to write to; by default data/demos/<task>-<image size>px-noise<noise> (<task>-state-noise<noise>).
         image_size: pixels of the square camera image.
         action_noise: standard deviation of noise on the executed translations (an action of 1 is the longest step); labels stay noise-free.
         max_episode_steps: steps within which a demonstration must succeed; by default the task's own limit.
         visuals: renderer meshes; auto takes light ones where the renderer is a CPU.
+        observation: state records the privileged low-dimensional observation and renders nothing.
         first_seed: seeds are tried from here on, up to the end of the training range.
         keep_failures: also store failed episodes, in <out>/failures.
         num_workers: processes; by default one for each core, 0 runs in this one.
@@ -40,7 +42,7 @@ def demos(
     from stare_lit.data.demonstrator import DemoSettings
     from stare_lit.envs.factory import SEED_RANGES
 
-    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals)
+    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation)
     if h5 is None:
         if replay != "actions" or not with_actions:
             raise ValueError(f"replay={replay!r}, with_actions={with_actions}: these settings are for an import; give h5 as well, or leave them out")
@@ -48,11 +50,12 @@ def demos(
 
         collect_demos(
             task, num_episodes, out=out or settings.folder, image_size=image_size, action_noise=action_noise, max_episode_steps=max_episode_steps,
-            visuals=visuals, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures, num_workers=num_workers, min_success=min_success,
+            visuals=visuals, observation=observation, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures,
+            num_workers=num_workers, min_success=min_success,
         )  # fmt: skip
         return
     collecting = {"action_noise": action_noise, "max_episode_steps": max_episode_steps, "first_seed": first_seed,
-                  "keep_failures": keep_failures, "num_workers": num_workers}  # fmt: skip
+                  "keep_failures": keep_failures, "num_workers": num_workers, "observation": observation == "state"}  # fmt: skip
     if unused := [name for name, value in collecting.items() if value]:
         raise ValueError(f"h5={h5!r} imports recorded episodes, for which {', '.join(unused)} have no meaning; leave them out")
     from stare_lit.data.h5 import import_h5

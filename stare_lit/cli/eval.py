@@ -32,7 +32,7 @@ def evaluate_checkpoint(
     """Evaluate the policy folder ``checkpoint`` to the full horizon; see :func:`eval` for the arguments."""
     seeds = split_seeds(split, num_episodes)
     policy = VLAPolicy.from_pretrained(checkpoint).to(device)
-    settings = {"chunk_size": policy.chunk_size, "image_size": policy.config.image_size, "terminate_on_success": False, **(environment or {})}
+    settings = {**policy.environment, "terminate_on_success": False, **(environment or {})}
     recorder = FrameRecorder(seeds[:video_episodes]) if video else None
     env = make_env(task, min(num_envs, num_episodes), num_workers=num_workers, **settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict
@@ -38,6 +38,7 @@ class DemoSettings:
             the idea is DART's, arXiv 1703.09327). Rotations and gripper get none: not every expert would correct them.
         max_episode_steps: horizon within which a demonstration must succeed; None is the task's own.
         visuals: meshes of the ManiSkill renderer, see ``ManiSkillEnv``.
+        observation: ``state`` records the privileged low-dimensional observation and renders nothing.
     """
 
     task: str
@@ -45,6 +46,7 @@ class DemoSettings:
     action_noise: float = 0.0
     max_episode_steps: int | None = None
     visuals: Literal["auto", "light", "exact"] = "auto"
+    observation: Literal["image", "state"] = "image"
 
     def __post_init__(self) -> None:
         if self.action_noise < 0:
@@ -58,7 +60,8 @@ class DemoSettings:
     @property
     def folder(self) -> Path:
         """Where such demonstrations lie unless told otherwise."""
-        return Path("data/demos") / f"{self.task}-{self.image_size}px-noise{self.action_noise:g}"
+        seen = f"{self.image_size}px" if self.observation == "image" else "state"
+        return Path("data/demos") / f"{self.task}-{seen}-noise{self.action_noise:g}"
 
     def instructions(self) -> tuple[str, ...]:
         """The task's table of instructions; ValueError for an unknown task."""
@@ -72,12 +75,12 @@ class DemoSettings:
 
     def metadata(self, seed_range: tuple[int, int]) -> TrajectoryMetadata:
         """What a folder of demonstrations from the seeds ``[low, high)`` says of itself."""
-        config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals")} | {"seed_range": list(seed_range)}
+        config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation")} | {"seed_range": list(seed_range)}
         return TrajectoryMetadata(self.task, ACTION_DIM, 1, CONTROL_MODE, self.image_size, self.instructions(), config=config)
 
     def demonstrator(self) -> tuple[EnvBase, Expert]:
         """Environment and expert, in the process that runs them."""
-        common = {"image_size": self.image_size, "terminate_on_success": True}
+        common: dict[str, Any] = {"image_size": self.image_size, "observation": self.observation, "terminate_on_success": True}
         if self.max_episode_steps is not None:
             common["max_episode_steps"] = self.max_episode_steps
         if self.task == TOY:

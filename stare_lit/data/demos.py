@@ -35,7 +35,7 @@ class DemoDataModule(LightningDataModule):
         val_episodes: further demonstrations, kept apart for a validation loss.
         batch_size: decisions in a batch, of each process.
         chunk_size: H, actions that the policy predicts at once.
-        image_size, action_noise, max_episode_steps, visuals: how demonstrations are made; a folder made otherwise is refused.
+        image_size, action_noise, max_episode_steps, visuals, observation: how demonstrations are made; a folder made otherwise is refused.
         max_shift: random shift of the training images by up to so many pixels, 0 for none.
         num_workers: processes that make missing demonstrations; None takes one for each core.
         seed: of the order of the batches and the shifts.
@@ -54,6 +54,7 @@ class DemoDataModule(LightningDataModule):
         action_noise: float = 0.0,
         max_episode_steps: int | None = None,
         visuals: Literal["auto", "light", "exact"] = "auto",
+        observation: Literal["image", "state"] = "image",
         max_shift: int = 0,
         num_workers: int | None = None,
         seed: int = 0,
@@ -66,7 +67,7 @@ class DemoDataModule(LightningDataModule):
             if value < least:
                 raise ValueError(f"{name}={value}: at least {least}")
         self.task = task
-        self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals)
+        self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation)
         self.instructions = self.settings.instructions()
         self.folder = Path(folder) if folder is not None else self.settings.folder
         self.num_episodes, self.val_episodes, self.batch_size, self.chunk_size = num_episodes, val_episodes, batch_size, chunk_size
@@ -86,7 +87,7 @@ class DemoDataModule(LightningDataModule):
             stored = self._trajectories()
             if stored.num_episodes >= wanted or "imported_from" in stored.metadata.config:
                 return
-        made = {name: getattr(self.settings, name) for name in ("task", "image_size", "action_noise", "max_episode_steps", "visuals")}
+        made = {name: getattr(self.settings, name) for name in ("task", "image_size", "action_noise", "max_episode_steps", "visuals", "observation")}
         collect_demos(num_episodes=wanted, out=self.folder, num_workers=self.num_workers, **made)
 
     def setup(self, stage: str | None = None) -> None:

@@ -111,7 +111,7 @@ def collect_rollouts(
         if not _missing(stored, settings):
             return stored
     if env_maker is None:
-        env_maker = partial(make_env, task, settings.num_envs, num_workers=settings.num_workers, chunk_size=policy.chunk_size, image_size=image_size)
+        env_maker = partial(make_env, task, settings.num_envs, num_workers=settings.num_workers, **policy.environment | {"image_size": image_size})
     env = env_maker()
     try:
         metadata = TrajectoryMetadata(

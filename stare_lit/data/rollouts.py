@@ -59,7 +59,6 @@ class RolloutDataModule(LightningDataModule):
         num_workers: processes for CPU physics; one for each core by default.
         decisions_per_env: T, decisions of each environment in a round.
         temperature: of the sampled action tokens; the learner's ratio is taken at the same.
-        observation: ``image`` or ``state``.
         image_size: side of the camera image, pixels; the policy's own by default.
         terminate_on_success: end an episode at success (reward 1 once).
         max_episode_steps: horizon; the task's own by default.
@@ -77,7 +76,6 @@ class RolloutDataModule(LightningDataModule):
         num_workers: int | None = None,
         decisions_per_env: int = 52,
         temperature: float = 1.0,
-        observation: Literal["image", "state"] = "image",
         image_size: int | None = None,
         terminate_on_success: bool = True,
         max_episode_steps: int | None = None,
@@ -92,7 +90,7 @@ class RolloutDataModule(LightningDataModule):
                 raise ValueError(f"{name}={value}: must be above 0.")
         self.task, self.num_envs, self.num_workers, self.decisions_per_env = task, num_envs, num_workers, decisions_per_env
         self.temperature, self.image_size, self.reward, self.device, self.seed = temperature, image_size, reward, device, seed
-        self._settings: dict[str, Any] = {"observation": observation, "terminate_on_success": terminate_on_success, "max_episode_steps": max_episode_steps}
+        self._settings: dict[str, Any] = {"terminate_on_success": terminate_on_success, "max_episode_steps": max_episode_steps}
         if task != "Toy-v0":
             self._settings["visuals"] = visuals
         elif max_episode_steps is None:
@@ -108,11 +106,10 @@ class RolloutDataModule(LightningDataModule):
         if self._env is not None or stage != "fit":
             return
         policy = self.trainer.lightning_module.policy
-        self._settings["chunk_size"] = policy.chunk_size
-        size = self.image_size or policy.config.image_size
+        settings = policy.environment | ({"image_size": self.image_size} if self.image_size else {}) | self._settings
         self._env = make_env(
             self.task, self.num_envs, num_workers=self.num_workers, reward=self.reward, tokenize=policy.prompts,
-            device=self.device, image_size=size, seed_range=SEED_RANGES["train"], **self._settings,
+            device=self.device, seed_range=SEED_RANGES["train"], **settings,
         )  # fmt: skip
         self._acting = _Acting(self.trainer.lightning_module, self.temperature)
         self._collector = Collector(

@@ -188,3 +188,11 @@ class TestDataModule:
     def test_default_folder_names_what_it_holds(self) -> None:
         assert DemoDataModule("PushCube-v1", action_noise=0.1).folder == Path("data/demos/PushCube-v1-64px-noise0.1")
         assert DemoSettings("Toy-v0").metadata(SEED_RANGES["train"]).config["seed_range"] == [0, 1_000_000]
+
+    def test_state_variant_has_no_image(self, tmp_path: Path) -> None:
+        data = DemoDataModule("Toy-v0", folder=str(tmp_path / "demos"), num_episodes=3, batch_size=4, chunk_size=2, observation="state")
+        data.prepare_data(), data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        assert set(batch["observation"].keys()) == {"state"} and batch[keys.STATE].shape == (4, 11)
+        with pytest.raises(ValueError, match="observation"):
+            DemoDataModule("Toy-v0", folder=str(tmp_path / "demos"), num_episodes=3, chunk_size=2).setup("fit")

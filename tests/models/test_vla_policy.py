@@ -9,6 +9,7 @@ from stare_lit.models.vla import ActionStatistics
 from stare_lit.models.vla.presets import tiny
 from stare_lit.types import Policy
 
+PUSH, STACK = "push the cube to the goal", "stack the red cube on the green cube"
 ALMOST = {"atol": 1e-5, "rtol": 0.0}
 
 
@@ -198,3 +199,53 @@ def test_errors_name_what_is_wrong(policy, observe):
     td[keys.INSTRUCTION] = ["x " * 50, "y"]
     with pytest.raises(ValueError, match="prompt_length=24"):
         policy.act(td.exclude(keys.INSTRUCTION_TOKENS), temperature=0.0)
+
+
+def test_without_a_tower_the_policy_reads_the_state_alone(make_policy, observe):
+    policy = make_policy(observation="state")
+    assert policy.environment == {"chunk_size": 2, "image_size": 32, "observation": "state"}
+    seen, other = observe(4).exclude(keys.IMAGE), observe(4, seed=1).exclude(keys.IMAGE)
+    td = policy.act(seen, temperature=1.0, value=True)
+    out = policy.evaluate_actions(td, value=True)
+    torch.testing.assert_close(out["log_probs"], td[keys.LOG_PROBS], **ALMOST)
+    torch.testing.assert_close(policy.value_only(td), td[keys.STATE_VALUE], **ALMOST)
+    assert not torch.allclose(policy.logits(td), policy.logits(other))
+
+
+def test_a_policy_that_would_see_nothing_is_refused():
+    with pytest.raises(ValueError, match="see nothing"):
+        tiny(0, observation="state")
+
+
+def test_film_lets_the_instruction_move_the_keypoints(make_policy, observe):
+    td = observe(2, seed=3)  # two instructions
+    td[keys.IMAGE] = td[keys.IMAGE][:1].expand(2, -1, -1, -1).clone()
+    patches = {}
+    for film in (False, True):
+        policy = make_policy(keypoints=4, film=film)
+        pictures = td[keys.IMAGE]
+        words = policy._embed(policy.prompts([PUSH, STACK]))
+        patches[film] = policy._patches(pictures[:, None], words, policy.prompts([PUSH, STACK]) != policy.config.pad_id)
+    assert torch.equal(patches[False][0], patches[False][1])
+    assert torch.equal(patches[True][0, :-1], patches[True][1, :-1])  # the coarse patches do not know the instruction
+    assert not torch.allclose(patches[True][0, -1], patches[True][1, -1])
+
+
+def test_film_does_not_read_the_padding_of_a_prompt(make_policy, observe):
+    policy = make_policy(keypoints=4, film=True)
+    td = observe(2)
+    alone = observe(2)[:1]
+    torch.testing.assert_close(policy.logits(policy.act(td, temperature=0.0))[:1], policy.logits(policy.act(alone, temperature=0.0)), **ALMOST)
+
+
+def test_keypoints_find_a_dot(make_policy):
+    """A map that answers to brightness puts its keypoint where the dot is (row and column, both -1..1)."""
+    from stare_lit.models.vla.towers import Keypoints
+
+    finder = Keypoints(channels=1, size=9, num=1, width=2, film=0)
+    with torch.no_grad():
+        finder.maps.weight.fill_(1.0), finder.maps.bias.zero_(), finder.output.weight.copy_(torch.eye(2)), finder.output.bias.zero_()
+    picture = torch.zeros(1, 1, 9, 9)
+    picture[0, 0, 2, 6] = 5.0
+    row, column = -1 + 2 * 2 / 8, -1 + 6 * 2 / 8
+    torch.testing.assert_close(finder(picture, None), torch.tensor([[[row, column]]]), atol=1e-3, rtol=0.0)

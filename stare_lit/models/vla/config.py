@@ -47,6 +47,7 @@ class VLAConfig:
     Attributes:
         llm: keyword arguments of ``transformers.LlamaConfig``, ``vocab_size`` included; action bins take the last ``num_bins`` ids before ``vocab_padding``.
         towers: vision towers that see the same image; their features are joined on the channel axis, so all must give the same number of patches.
+            Empty: the policy reads the state alone (the `state` variant of an environment).
         image_size: side of the square image a tower sees, in pixels; other sizes are resized (antialiased).
         image_kernel: filter of that resize, ``bicubic`` (OpenVLA's processor) or ``lanczos`` (its evaluation scripts).
         image_crop: share of the resized image that a centre crop keeps, then enlarged again; 1: none. OpenVLA's evaluation of policies that were
@@ -107,8 +108,8 @@ class VLAConfig:
             raise ValueError("attention='bidirectional' with decoding='autoregressive': a token would see its own answer; use decoding='parallel'")
         if not 0.0 < self.image_crop <= 1.0:
             raise ValueError(f"image_crop={self.image_crop}: is a share of the image's area, above 0 and at most 1")
-        if not self.towers:
-            raise ValueError("towers=(): a policy needs at least one vision tower")
+        if not self.towers and not self.state_dim:
+            raise ValueError("towers=() and state_dim=0: the policy would see nothing; give it a vision tower, or the state")
         if (self.backbone is not None) != (self.projector == "none") or (self.backbone is not None and len(self.towers) != 1):
             raise ValueError(f"projector={self.projector!r}, {len(self.towers)} towers: 'none' and one tower go with a backbone, and with nothing else")
         if "vocab_size" not in self.llm or "hidden_size" not in self.llm:

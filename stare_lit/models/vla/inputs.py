@@ -16,13 +16,13 @@ class Inputs:
     """N observations.
 
     Attributes:
-        images: uint8 [N, cameras, 3, H, W].
+        images: uint8 [N, cameras, 3, H, W], or None.
         state: float [N, state_dim], or None.
         prompt: int64 [N, prompt_length], padded on the left.
         signals: float [N, number of the value head's signals], or None.
     """
 
-    images: Tensor
+    images: Tensor | None
     state: Tensor | None
     prompt: Tensor
     signals: Tensor | None
@@ -39,8 +39,9 @@ def read_inputs(tensordict: TensorDictBase, config: VLAConfig, prompts: PromptTo
     batch = tensordict.batch_size
     num = batch.numel()
     places = [(*keys.IMAGE, camera) for camera in config.cameras] or [keys.IMAGE]
-    images = torch.stack([(image := _get(tensordict, place)).reshape(num, *image.shape[len(batch) :]) for place in places], dim=1)
-    state = None
+    images = state = None
+    if config.towers:
+        images = torch.stack([(image := _get(tensordict, place)).reshape(num, *image.shape[len(batch) :]) for place in places], dim=1)
     if config.state_dim:
         state = _get(tensordict, keys.STATE)
         if state.shape[-1] != config.state_dim:
@@ -49,7 +50,7 @@ def read_inputs(tensordict: TensorDictBase, config: VLAConfig, prompts: PromptTo
     signals = None
     if value and config.value_head.signals:
         signals = torch.stack([_get(tensordict, keys.signal(name)).reshape(num) for name in config.value_head.signals], dim=-1)
-    return Inputs(images, state, _prompt(tensordict, num, prompts).to(images.device), signals)
+    return Inputs(images, state, _prompt(tensordict, num, prompts).to((state if images is None else images).device), signals)
 
 
 def _get(tensordict: TensorDictBase, place: tuple[str, ...]) -> Tensor:

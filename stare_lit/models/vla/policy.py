@@ -1,6 +1,7 @@
 """The policy: images, proprioception and an instruction in, tokens of an action chunk out."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -46,8 +47,9 @@ class VLAPolicy(nn.Module):
         width = config.llm["hidden_size"]
         self.causal = config.attention == "causal"
         backbone = build_backbone(config)
-        self.vision = VisionEncoder(config) if backbone is None else BackboneVision(config, backbone)
-        self.projector = projector(config.projector, self.vision.width, width, len(config.towers))
+        self.vision = BackboneVision(config, backbone) if backbone is not None else VisionEncoder(config) if config.towers else None
+        self.conditioned = any(tower.kwargs.get("film") for tower in config.towers)
+        self.projector = projector(config.projector, self.vision.width, width, len(config.towers)) if self.vision else None
         self.state_projector = nn.Linear(config.state_dim, width) if config.state_dim else None
         self.language_model = backbone or LlamaForCausalLM(
             LlamaConfig(**{**config.llm, "is_causal": self.causal, "use_cache": False, "attn_implementation": config.attention_kernel})
@@ -78,6 +80,11 @@ class VLAPolicy(nn.Module):
     def chunk_size(self) -> int:
         """Actions per decision."""
         return self.config.chunk_size
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Settings of an environment whose observations the policy reads and whose steps it decides (``make_env``); without towers the `state` variant."""
+        return {"chunk_size": self.chunk_size, "image_size": self.config.image_size, "observation": "image" if self.config.towers else "state"}
 
     @property
     def window_offset(self) -> int:
@@ -135,7 +142,7 @@ class VLAPolicy(nn.Module):
     def value_only(self, tensordict: TensorDictBase) -> Tensor:
         """State value float32 [*B, 1], with gradients; no action token is decoded."""
         inputs = self._read(tensordict, value=True)
-        first = None if self.placeholders is None else self._placeholders(len(inputs.images))
+        first = None if self.placeholders is None else self._placeholders(len(inputs.prompt))
         hidden = self._hidden(inputs, first)[:, -1 if first is None else -first.shape[1]]
         return self.value_head(hidden, inputs.signals).view(*tensordict.batch_size, 1)
 
@@ -165,19 +172,29 @@ class VLAPolicy(nn.Module):
 
     def _context(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Embeddings [N, S, D] of everything before the action part, and which of them count [N, S] (None: all)."""
-        num = len(inputs.images)
+        num = len(inputs.prompt)
         prompt, padded = inputs.trimmed_prompt(self.config.pad_id)
-        patches = self.projector(self.vision(inputs.images.flatten(0, 1))).view(num, -1, self.config.llm["hidden_size"])
+        words = self._embed(prompt)
         bos = torch.full((num, 1), self.config.bos_id, device=prompt.device)
-        parts = [self._embed(bos), patches]
+        parts = [self._embed(bos)]
+        if self.vision is not None:
+            parts.append(self._patches(inputs.images, words, prompt != self.config.pad_id))
         if self.state_projector is not None:
             parts.append(self.state_projector(inputs.state)[:, None])
-        parts.append(self._embed(prompt))
-        embeddings = torch.cat([part.to(patches.dtype) for part in parts], dim=1)
+        parts.append(words)
+        embeddings = torch.cat([part.to(parts[1].dtype) for part in parts], dim=1)
         if not padded:
             return embeddings, None
         before = torch.ones(num, embeddings.shape[1] - prompt.shape[1], dtype=torch.bool, device=prompt.device)
         return embeddings, torch.cat([before, prompt != self.config.pad_id], dim=1)
+
+    def _patches(self, images: Tensor, words: Tensor, counted: Tensor) -> Tensor:
+        """Embeddings [N, cameras * P, D] of the images [N, cameras, 3, H, W], under the mean of those ``words`` [N, L, D] that are ``counted`` [N, L]."""
+        instruction = None
+        if self.conditioned:
+            mean = (words * counted[..., None]).sum(dim=1) / counted.sum(dim=1, keepdim=True)
+            instruction = mean.repeat_interleave(images.shape[1], dim=0)
+        return self.projector(self.vision(images.flatten(0, 1), instruction)).view(len(images), -1, words.shape[-1])
 
     def _forward(self, embeddings: Tensor, valid: Tensor | None, cache: DynamicCache | None = None) -> Tensor:
         """Final hidden states [N, Q, D] of ``embeddings``; ``valid`` [N, S] covers the cached positions too."""
@@ -203,7 +220,7 @@ class VLAPolicy(nn.Module):
         if tokens is not None:
             hidden = self._hidden(inputs, self._embed(tokens[:, :-1] + self.window_offset))[:, -tokens.shape[1] :]
             return self._lm_head(hidden), hidden
-        appended = self._placeholders(len(inputs.images))
+        appended = self._placeholders(len(inputs.prompt))
         hidden = self._hidden(inputs, appended)[:, -appended.shape[1] :]
         return self._scatter_constant(self._lm_head(hidden)), hidden
 

@@ -21,6 +21,8 @@ def tiny(
     num_layers: int = 3,
     channels: tuple[int, ...] = (32, 48, 96, 128),
     keypoints: int = 0,
+    film: bool = False,
+    observation: Literal["image", "state"] = "image",
     action_dim: int = 7,
     decoding: Literal["parallel", "autoregressive"] = "parallel",
     value_signals: tuple[str, ...] = (),
@@ -36,10 +38,13 @@ def tiny(
         hidden_size, num_layers: of the language model; heads are 32 wide.
         channels: of the tower's stride-2 convolutions: a patch is ``2 ** len(channels)`` pixels wide (three of them do for a 32-pixel image).
         keypoints: spatial-softmax positions that the tower adds as one token (see ``ConvStem``); 0: none.
+        film: let the instruction say what the keypoints look for.
+        observation: ``state`` is without a tower, for the privileged low-dimensional variant of an environment.
         decoding: ``parallel`` (bidirectional attention) or ``autoregressive``.
         value_signals: privileged signals that the value head also reads in training.
         detach_value: keep the value loss from the shared trunk.
     """
+    tower = TowerConfig("conv_stem", {"channels": list(channels), "width": hidden_size, "keypoints": keypoints, "film": hidden_size * film})
     return VLAPolicy(
         VLAConfig(
             llm={
@@ -53,7 +58,7 @@ def tiny(
                 "initializer_range": 0.05,  # at 0.02 a small trunk stays at the label prior for hundreds of updates
                 "pad_token_id": 0,
             },
-            towers=(TowerConfig("conv_stem", {"channels": list(channels), "width": hidden_size, "keypoints": keypoints}),),
+            towers=(tower,) if observation == "image" else (),
             image_size=image_size,
             state_dim=state_dim,
             action_dim=action_dim,

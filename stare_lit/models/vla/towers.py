@@ -7,8 +7,8 @@ from transformers import AutoConfig, AutoModel
 from stare_lit.models.vla.config import TowerConfig, VLAConfig
 from stare_lit.models.vla.images import ImagePreparation
 
-KEYPOINT_SHARPNESS = 4.0
-"""Scale of the maps before their softmax: at 1 every expected position starts, and long stays, at the centre."""
+KEYPOINT_SHARPNESS = 10.0
+"""Scale of the maps before their softmax: at 1 every expected position starts, and long stays, at the centre (toy task, 600 updates: nothing is grasped)."""
 
 
 class ConvStem(nn.Module):
@@ -23,11 +23,15 @@ class ConvStem(nn.Module):
         width: features of a patch.
         keypoints: maps whose spatial softmax gives the expected image position of something each (arXiv 1504.00702); all positions make one
             further token, so that small things are found within tens of updates. 0: none.
+        film: size of the instruction vector that scales and shifts what the maps look at (FiLM, arXiv 1709.07871), so that a map can look for the
+            thing that is named. 0: the tower does not know the instruction.
     """
 
-    def __init__(self, image_size: int, channels: tuple[int, ...] = (32, 48, 96, 128), width: int = 160, keypoints: int = 0) -> None:
+    def __init__(self, image_size: int, channels: tuple[int, ...] = (32, 48, 96, 128), width: int = 160, keypoints: int = 0, film: int = 0) -> None:
         super().__init__()
         stride = 2 ** len(channels)
+        if film and not keypoints:
+            raise ValueError(f"film={film} without keypoints: it acts on the keypoint maps alone; set keypoints above 0, or film to 0")
         if len(channels) < 2 or image_size % stride:
             raise ValueError(f"channels={tuple(channels)}: needs at least 2 entries, and image_size={image_size} must be a multiple of {stride}")
         self.width = width
@@ -40,20 +44,35 @@ class ConvStem(nn.Module):
         self.fine_position = nn.Parameter(torch.randn(1, channels[1], image_size // 4, image_size // 4) * 0.1)
         self.output = nn.Linear(channels[-1], width)
         self.position = nn.Parameter(torch.randn(1, self.num_patches, width) * 0.1)
-        self.maps = nn.Conv2d(channels[1], keypoints, 1) if keypoints else None
-        if keypoints:
-            self.places = nn.Linear(2 * keypoints, width)
-            line = torch.linspace(-1.0, 1.0, image_size // 4)
-            self.register_buffer("grid", torch.cartesian_prod(line, line), persistent=False)
+        self.keypoints = Keypoints(channels[0], image_size // 2, keypoints, width, film) if keypoints else None
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised images float [N, 3, S, S] -> features [N, P, width]."""
-        fine = self.fine(pixels)
-        features = self.output(self.coarse(fine + self.fine_position).flatten(2).transpose(1, 2))
-        if self.maps is not None:
-            attention = (KEYPOINT_SHARPNESS * self.maps(fine).float()).flatten(2).softmax(dim=-1)
-            features = torch.cat([features, self.places((attention @ self.grid).flatten(1))[:, None]], dim=1)
+    def forward(self, pixels: Tensor, instruction: Tensor | None = None) -> Tensor:
+        """Normalised images float [N, 3, S, S] and, with ``film``, instruction vectors [N, film] -> features [N, P, width]."""
+        early = self.fine[0](pixels)
+        features = self.output(self.coarse(self.fine[1](early) + self.fine_position).flatten(2).transpose(1, 2))
+        if self.keypoints is not None:
+            features = torch.cat([features, self.keypoints(early, instruction)], dim=1)
         return features + self.position
+
+
+class Keypoints(nn.Module):
+    """One token of the expected positions of ``num`` things in feature maps [N, channels, size, size] (spatial softmax); see ``ConvStem``."""
+
+    def __init__(self, channels: int, size: int, num: int, width: int, film: int) -> None:
+        super().__init__()
+        self.film = nn.Sequential(nn.RMSNorm(film), nn.Linear(film, 2 * channels)) if film else None
+        self.maps = nn.Conv2d(channels, num, 1)
+        self.output = nn.Linear(2 * num, width)
+        line = torch.linspace(-1.0, 1.0, size)
+        self.register_buffer("grid", torch.cartesian_prod(line, line), persistent=False)
+
+    def forward(self, features: Tensor, instruction: Tensor | None) -> Tensor:
+        """[N, 1, width]."""
+        if self.film is not None:
+            scale, shift = self.film(instruction)[:, :, None, None].chunk(2, dim=1)
+            features = features * (1 + scale) + shift
+        attention = (KEYPOINT_SHARPNESS * self.maps(features).float()).flatten(2).softmax(dim=-1)
+        return self.output((attention @ self.grid).flatten(1).to(features.dtype))[:, None]
 
 
 class TransformerTower(nn.Module):
@@ -77,8 +96,8 @@ class TransformerTower(nn.Module):
         if hasattr(self.embeddings, "mask_token"):
             self.embeddings.mask_token = None  # only for masked pre-training: a parameter that gets no gradient breaks DDP
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised images float [N, 3, S, S] -> features [N, P, width]."""
+    def forward(self, pixels: Tensor, instruction: Tensor | None = None) -> Tensor:
+        """Normalised images float [N, 3, S, S] -> features [N, P, width]; ``instruction`` is not read."""
         hidden = self.embeddings(pixels)
         for layer in self.layers:
             hidden = layer(hidden, None)
@@ -102,17 +121,17 @@ class VisionEncoder(nn.Module):
         self.num_patches = patches.pop()
         self.width = sum(tower.width for tower in built)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images uint8 [N, 3, H, W] -> features [N, P, width].
+    def forward(self, images: Tensor, instruction: Tensor | None = None) -> Tensor:
+        """Images uint8 [N, 3, H, W], and for towers with ``film`` instruction vectors [N, D] -> features [N, P, width].
 
         Raises ValueError for images of another dtype or shape.
         """
-        return self.features(self.prepare(images))
+        return self.features(self.prepare(images), instruction)
 
-    def features(self, pixels: list[Tensor]) -> Tensor:
+    def features(self, pixels: list[Tensor], instruction: Tensor | None = None) -> Tensor:
         """Prepared images float [N, 3, S, S], one for each tower -> features [N, P, width]."""
         dtypes = (next(tower.parameters()).dtype for tower in self.towers)
-        features = [tower(image.to(dtype)) for tower, image, dtype in zip(self.towers, pixels, dtypes, strict=True)]
+        features = [tower(image.to(dtype), instruction) for tower, image, dtype in zip(self.towers, pixels, dtypes, strict=True)]
         return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
 
 
