@@ -47,7 +47,8 @@ class BackboneVision(nn.Module):
         """Prepared images float [N, 3, S, S], in a list of one -> patches [N, P, D]."""
         (model,), (images,) = self._model, pixels
         images = images.to(model.dtype)
-        features = model.get_image_features(images[:, None] if model.config.model_type in NESTED else images, return_dict=True).pooler_output
+        encode: Any = model.get_image_features
+        features = encode(images[:, None] if model.config.model_type in NESTED else images, return_dict=True).pooler_output
         return torch.stack(list(features)) if isinstance(features, (list, tuple)) else features.view(len(images), -1, features.shape[-1])
 
 
@@ -106,7 +107,7 @@ def load_image_text(
     config = VLAConfig(
         llm={"vocab_size": text.vocab_size, "hidden_size": text.hidden_size},
         backbone=json.loads(settings.to_json_string(use_diff=False)),
-        towers=(TowerConfig(settings.model_type, {}, -1, tuple(image_mean), tuple(image_std)),),
+        towers=(TowerConfig(settings.model_type, {}, -1, image_mean, image_std),),
         image_size=image_size or settings.vision_config.image_size,
         projector="none",
         action_dim=action_dim,
@@ -125,7 +126,7 @@ def load_image_text(
         policy = VLAPolicy(config)
     if weights:
         policy.language_model.load_state_dict(weights)
-    policy.language_model.to(kind)
+    policy.language_model.to(dtype=kind)
     _check(policy, settings.model_type)
     return policy
 
