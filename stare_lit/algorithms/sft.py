@@ -3,17 +3,17 @@
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from stare_lit import keys
-from stare_lit.algorithms.lora import LoraSettings, add_adapter, merge_adapter, merged_copy
+from stare_lit.algorithms.lora import LoraSettings
 from stare_lit.algorithms.optim import Schedule, require_positive, split_value_head, warmup_schedule
+from stare_lit.algorithms.phase import PhaseModule
 from stare_lit.objectives.imitation import action_token_cross_entropy
 
 
-class SFTModule(LightningModule):
+class SFTModule(PhaseModule):
     """Cross entropy of the demonstrator's action tokens (StARe-VLA's first phase; settings ours for the small policy).
 
     A batch is a TensorDict [B] with ``observation``, the instruction, ``vla_action/chunk`` [B, H, A] and ``action_is_pad`` [B, H].
@@ -41,13 +41,11 @@ class SFTModule(LightningModule):
         action_statistics: Literal["dataset", "policy"] = "dataset",
         lora: LoraSettings | None = None,
     ) -> None:
-        super().__init__()
         require_positive(learning_rate=learning_rate)
+        super().__init__(policy, lora, train_value_head=False)
         self.save_hyperparameters(ignore=["policy"], logger=False)
-        self.policy = policy
         self.learning_rate, self.weight_decay, self.warmup_steps, self.schedule = learning_rate, weight_decay, warmup_steps, schedule
-        self.classes, self.action_statistics, self.lora = classes, action_statistics, lora
-        merge_adapter(policy)
+        self.classes, self.action_statistics = classes, action_statistics
 
     def setup(self, stage: str) -> None:
         """Checks that data and policy fit, and takes the action statistics of the data.
@@ -63,31 +61,12 @@ class SFTModule(LightningModule):
         if self.action_statistics == "dataset" and stage == "fit":
             self.policy.set_action_statistics(data.action_statistics)
 
-    def configure_model(self) -> None:
-        """Adds the adapter."""
-        if self.lora is not None and not any("lora_" in name for name, _ in self.policy.named_parameters()):
-            add_adapter(self.policy, self.lora)
-
-    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: TensorDictBase | None, batch_idx: int) -> None:
-        if batch is not None:  # `stare validate`: success alone, by the callback
-            self._step(batch, "val")
-
-    def test_step(self, batch: None, batch_idx: int) -> None:
-        """Success is measured by the ``RolloutEvaluation`` callback."""
-
     def configure_optimizers(self) -> dict[str, Any]:
-        trained, _ = split_value_head(self.policy)  # imitation says nothing about values
+        trained, _ = split_value_head(self.policy)
         optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
         total = int(self.trainer.estimated_stepping_batches) if self.schedule == "cosine" else None
         scheduler = warmup_schedule(optimizer, warmup_steps=self.warmup_steps, total_steps=total, schedule=self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def merged_policy(self) -> nn.Module:
-        """The policy to save: a merged copy where an adapter is trained, else the policy itself."""
-        return merged_copy(self.policy)
 
     def _step(self, batch: TensorDictBase, phase: str) -> Tensor:
         tokens = self.policy.encode_actions(batch[keys.ACTION_CHUNK])
@@ -97,5 +76,5 @@ class SFTModule(LightningModule):
         targets = tokens + self.policy.window_offset if vocabulary else tokens
         output = action_token_cross_entropy(logits, targets, action_is_pad=batch[keys.ACTION_IS_PAD])
         metrics = {f"{phase}/{name}": value for name, value in output.metrics.items()}
-        self.log_dict({f"{phase}/loss": output.mean.detach()} | metrics, prog_bar=True, batch_size=len(batch), sync_dist=phase == "val")
-        return output.mean
+        self.log_dict({f"{phase}/loss": output.mean.detach()} | metrics, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        return self.joint_loss(output)

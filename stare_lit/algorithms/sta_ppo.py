@@ -5,20 +5,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from stare_lit import keys
-from stare_lit.algorithms.lora import LoraSettings, add_adapter, merge_adapter, merged_copy
+from stare_lit.algorithms.lora import LoraSettings
 from stare_lit.algorithms.optim import require_positive, require_share, split_value_head
+from stare_lit.algorithms.phase import PhaseModule
 from stare_lit.objectives.executed import sum_executed
 from stare_lit.objectives.policy_gradient import clipped_surrogate_loss, clipped_value_loss, explained_variance
 from stare_lit.objectives.reduction import masked_mean, masked_standardize
 
 
-class StaPPOModule(LightningModule):
+class StaPPOModule(PhaseModule):
     """Clipped policy gradient with GAE on the reward that the environment's ``StageReward`` shapes; decisions of h <= H executed steps.
 
     One batch is one round of experience [N, T]; it is gone through ``num_epochs`` times in minibatches (manual optimisation). The discount
@@ -63,41 +63,23 @@ class StaPPOModule(LightningModule):
         value_warmup_rounds: int = 1,
         lora: LoraSettings | None = None,
     ) -> None:
-        super().__init__()
         require_positive(
             num_epochs=num_epochs, minibatch_size=minibatch_size, learning_rate=learning_rate, value_learning_rate=value_learning_rate,
             max_grad_norm=max_grad_norm, clip_epsilon=clip_epsilon,
         )  # fmt: skip
         require_share(lmbda=lmbda)
+        super().__init__(policy, lora, train_value_head=True)
         self.automatic_optimization = False
         self.save_hyperparameters(ignore=["policy"], logger=False)
-        self.policy = policy
         self.lmbda, self.clip_epsilon, self.clip_value, self.huber_delta = lmbda, clip_epsilon, clip_value, huber_delta
         self.entropy_coeff, self.critic_coeff, self.num_epochs, self.minibatch_size = entropy_coeff, critic_coeff, num_epochs, minibatch_size
         self.learning_rate, self.value_learning_rate, self.weight_decay = learning_rate, value_learning_rate, weight_decay
-        self.max_grad_norm, self.target_kl, self.value_warmup_rounds, self.lora = max_grad_norm, target_kl, value_warmup_rounds, lora
-        merge_adapter(policy)
-
-    def configure_model(self) -> None:
-        """Adds the adapter, beside which the value head is trained as it is."""
-        if self.lora is not None and not any("lora_" in name for name, _ in self.policy.named_parameters()):
-            add_adapter(self.policy, self.lora)
-            self.policy.value_head.requires_grad_(True)
-
-    def validation_step(self, batch: None, batch_idx: int) -> None:
-        """Success is measured by the ``RolloutEvaluation`` callback."""
-
-    def test_step(self, batch: None, batch_idx: int) -> None:
-        """Likewise."""
+        self.max_grad_norm, self.target_kl, self.value_warmup_rounds = max_grad_norm, target_kl, value_warmup_rounds
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         policy, value = split_value_head(self.policy)
         groups = [{"params": policy, "lr": self.learning_rate}, {"params": value, "lr": self.value_learning_rate}]
         return torch.optim.AdamW(groups, weight_decay=self.weight_decay)
-
-    def merged_policy(self) -> nn.Module:
-        """The policy to save: a merged copy where an adapter is trained, else the policy itself."""
-        return merged_copy(self.policy)
 
     # -- one round -----------------------------------------------------------------------------------------------------
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
@@ -105,7 +87,7 @@ class StaPPOModule(LightningModule):
         reward = self.trainer.datamodule.reward
         batch = self.advantages(batch, gamma=reward.gamma, bootstrap_truncation=reward.bootstrap_truncation)
         flat = batch.reshape(-1)
-        advantage = masked_standardize(flat["advantage"])
+        advantage = masked_standardize(flat["advantage"], total=self.total)
         only_value = self.current_epoch < self.value_warmup_rounds
         optimizer, totals, count, stopped = self.optimizers(), {}, 0, False
         for epoch in range(self.num_epochs):
@@ -119,9 +101,9 @@ class StaPPOModule(LightningModule):
                         parameter.grad = None
                 self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
                 optimizer.step()
-                divergence, passes, count = divergence + float(metrics["approx_kl"]), passes + 1, count + 1
+                divergence, passes, count = divergence + float(self.total(metrics["approx_kl"])), passes + 1, count + 1
                 totals = {name: totals.get(name, 0.0) + value.detach() for name, value in metrics.items()}
-            if self.target_kl is not None and divergence / passes > self.target_kl:
+            if self.target_kl is not None and divergence / passes / self.trainer.world_size > self.target_kl:  # alike in all processes
                 stopped = True
                 break
         metrics = {f"train/{name}": value / count for name, value in totals.items()}
@@ -146,9 +128,8 @@ class StaPPOModule(LightningModule):
             new[keys.STATE_VALUE].squeeze(-1).float(), batch[keys.STATE_VALUE].squeeze(-1), batch["value_target"],
             clip_value=self.clip_value, huber_delta=self.huber_delta,
         )  # fmt: skip
-        loss = self.critic_coeff * value.mean
-        if not only_value:
-            loss = loss + surrogate.mean - self.entropy_coeff * entropy
+        behaviour = self.joint_loss(surrogate) - self.entropy_coeff * entropy
+        loss = self.critic_coeff * self.joint_loss(value) + (0.0 if only_value else 1.0) * behaviour  # 0: every parameter has a gradient, as DDP expects
         metrics = {"loss": loss, "loss_policy": surrogate.mean, "loss_value": value.mean, "entropy": entropy}
         return loss, metrics | surrogate.metrics
 
@@ -181,22 +162,23 @@ class StaPPOModule(LightningModule):
 
     # -- what is logged ------------------------------------------------------------------------------------------------
     def _log(self, batch: TensorDictBase, metrics: dict[str, Any], update_seconds: float) -> None:
+        """Over all processes: episodes and steps are added up, everything else is a mean."""
         data, after = self.trainer.datamodule, batch["next"]
-        done, success = after[keys.DONE], after[keys.SUCCESS] & after[keys.DONE]
-        episodes = done.sum().clamp_min(1)
-        steps = after[keys.NUM_STEPS].sum()
+        done = after[keys.DONE]
+        counted = (done, after[keys.SUCCESS] & done, after["sparse_reward"], after[keys.REWARD], after[keys.NUM_STEPS], torch.tensor(data.env_steps))
+        episodes, successes, sparse, shaped, steps, env_steps = self.total(torch.stack([part.sum().double().to(self.device) for part in counted]))
+        seconds = {"simulate": data.seconds["simulate"], "policy": data.seconds["policy"], "update": update_seconds}
+        ended = episodes.clamp_min(1)
         metrics |= {
-            "rollout/success": success.sum() / episodes,
-            "rollout/episodes": done.sum().float(),
-            "rollout/return": after["sparse_reward"].sum() / episodes,
-            "rollout/shaped_return": after[keys.REWARD].sum() / episodes,
-            "rollout/episode_length": steps / episodes,
+            "rollout/success": successes / ended,
+            "rollout/episodes": episodes,
+            "rollout/return": sparse / ended,
+            "rollout/shaped_return": shaped / ended,
+            "rollout/episode_length": steps / ended,
             "rollout/value": masked_mean(batch[keys.STATE_VALUE].squeeze(-1)),
-            "rollout/env_steps": float(data.env_steps),
-            "time/simulate": data.seconds["simulate"],
-            "time/policy": data.seconds["policy"],
-            "time/update": update_seconds,
-            "time/env_steps_per_second": float(steps) / (sum(data.seconds.values()) + update_seconds),
+            "rollout/env_steps": env_steps,
+            **{f"time/{name}": value for name, value in seconds.items()},
+            "time/env_steps_per_second": steps / sum(seconds.values()),
         }
-        self.log_dict({name: float(value) for name, value in metrics.items()}, batch_size=1)
-        self.log("success", metrics["rollout/success"].item(), prog_bar=True, logger=False, batch_size=1)
+        self.log_dict({name: float(value) for name, value in metrics.items()}, batch_size=1, sync_dist=True)
+        self.log("success", float(metrics["rollout/success"]), prog_bar=True, logger=False, batch_size=1, sync_dist=True)

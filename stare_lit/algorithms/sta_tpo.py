@@ -3,20 +3,20 @@
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stare_lit import keys
-from stare_lit.algorithms.lora import LoraSettings, add_adapter, merge_adapter, merged_copy
+from stare_lit.algorithms.lora import LoraSettings
 from stare_lit.algorithms.optim import warmup_schedule
+from stare_lit.algorithms.phase import PhaseModule
 from stare_lit.objectives.executed import sum_executed
 from stare_lit.objectives.preference import sta_tpo_loss
 from stare_lit.types import LossOutput
 
 
-class StaTPOModule(LightningModule):
+class StaTPOModule(PhaseModule):
     """Raises the policy above the one that enters the phase, on stage pairs of that one's own rollouts.
 
     A batch (``data.preferences.PairBatches``) is a TensorDict without batch size: ``decisions`` [M] (observations, tokens,
@@ -51,7 +51,6 @@ class StaTPOModule(LightningModule):
         micro_batch_size: int | None = None,
         lora: LoraSettings | None = None,
     ) -> None:
-        super().__init__()
         for name, value, good in (
             ("beta", beta, beta > 0),
             ("lmbda", lmbda, lmbda >= 0),
@@ -62,39 +61,17 @@ class StaTPOModule(LightningModule):
         ):
             if not good:
                 raise ValueError(f"{name}={value}: must be {'at least 0' if name in ('lmbda', 'warmup_steps') else 'above 0'}")
+        super().__init__(policy, lora, train_value_head=False)
         self.save_hyperparameters(ignore=["policy"], logger=False)
-        self.policy = policy
         self.beta, self.lmbda, self.reduction, self.temperature = beta, lmbda, reduction, temperature
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.micro_batch_size, self.lora = micro_batch_size, lora
-        self._adapted = False
-        merge_adapter(policy)  # before the reference is computed
-
-    def configure_model(self) -> None:
-        """Adds the adapter; by now the DataModule has computed the reference."""
-        if self.lora is not None and not self._adapted:
-            add_adapter(self.policy, self.lora)
-            self._adapted = True
-
-    def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
-
-    def validation_step(self, batch: TensorDictBase | None, batch_idx: int) -> None:
-        if batch is not None:  # `stare validate`: success alone, by the callback
-            self._step(batch, "val")
-
-    def test_step(self, batch: None, batch_idx: int) -> None:
-        """Success is measured by the ``RolloutEvaluation`` callback."""
+        self.micro_batch_size = micro_batch_size
 
     def configure_optimizers(self) -> dict[str, Any]:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
         warmup = warmup_schedule(optimizer, warmup_steps=self.warmup_steps, total_steps=None, schedule="constant")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
-
-    def merged_policy(self) -> nn.Module:
-        """The policy to save: a merged copy where an adapter is trained, else the policy itself."""
-        return merged_copy(self.policy)
 
     def loss(self, batch: TensorDictBase) -> LossOutput:
         """The preference loss of one batch.
@@ -129,10 +106,10 @@ class StaTPOModule(LightningModule):
     def _step(self, batch: TensorDictBase, phase: str) -> Tensor:
         output = self.loss(batch)
         num_pairs = len(batch["preferred"])
-        self.log(f"{phase}/loss", output.mean, prog_bar=True, batch_size=num_pairs, sync_dist=phase == "val")
+        self.log(f"{phase}/loss", output.mean, prog_bar=True, batch_size=num_pairs, sync_dist=True)
         metrics = {f"{phase}/{name}": value for name, value in output.metrics.items()}
         per_stage = batch["preferred"].ne(0).sum(0).float()
         names = getattr(self.trainer.datamodule, "stage_names", range(len(per_stage)))
         metrics |= {f"{phase}/stage_pairs/{name}": number for name, number in zip(names, per_stage, strict=True)}
-        self.log_dict(metrics, batch_size=num_pairs, sync_dist=phase == "val")
-        return output.mean
+        self.log_dict(metrics, batch_size=num_pairs, sync_dist=True)
+        return self.joint_loss(output)

@@ -1,5 +1,7 @@
 """Reductions over the entries that count. Masks are True = keep; ``None`` keeps everything; masked entries never matter, NaN included."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -23,10 +25,14 @@ def masked_mean(x: Float[Tensor, "*B"], mask: Mask = None) -> Float[Tensor, ""]:
     return keep(x, mask).sum() / count(x, mask).clamp_min(1.0)
 
 
-def masked_standardize(x: Float[Tensor, "*B"], mask: Mask = None, eps: float = 1e-5) -> Float[Tensor, "*B"]:
+def masked_standardize(
+    x: Float[Tensor, "*B"], mask: Mask = None, eps: float = 1e-5, *, total: Callable[[Tensor], Tensor] = lambda sum: sum
+) -> Float[Tensor, "*B"]:
     """``(x - mean) / (std + eps)`` over the entries that count (peer, RL4VLA: advantages over the whole batch); 0 where masked.
 
-    The population standard deviation is taken, so a single entry gives 0 and not NaN.
+    The population standard deviation is taken, so a single entry gives 0 and not NaN. ``total`` adds up a sum over all processes that hold a share of
+    the batch.
     """
-    centred = keep(x - masked_mean(x, mask), mask)
-    return centred / (masked_mean(centred.square(), mask).sqrt() + eps)
+    number = total(count(x, mask)).clamp_min(1.0)
+    centred = keep(x - total(keep(x, mask).sum()) / number, mask)
+    return centred / ((total(centred.square().sum()) / number).sqrt() + eps)
