@@ -4,13 +4,17 @@ import dataclasses
 
 import pytest
 import torch
+from lightning import LightningDataModule, Trainer
 from tensordict import TensorDict
+from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from stare_lit import keys
+from stare_lit.algorithms.lora import LoraSettings
 from stare_lit.algorithms.sft import SFTModule
 from stare_lit.algorithms.sta_ppo import StaPPOModule
-from stare_lit.models.vla import VLAPolicy
+from stare_lit.data.rollouts import RolloutDataModule
+from stare_lit.models.vla import ActionStatistics, VLAPolicy
 from stare_lit.models.vla.image_text import load_image_text
 
 TEXT = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -91,45 +95,43 @@ def test_round_trip_through_our_folder(folders, name, tmp_path):
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == (name == "paligemma")
 
 
-def test_sft_lowers_its_loss(folders):
-    policy = load(folders, "smolvlm")
-    module = SFTModule(policy, learning_rate=3e-3, classes="vocabulary")
-    module.log_dict = lambda *args, **kwargs: None
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
-    chunk = torch.rand(4, 1, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    losses = []
-    for _ in range(30):
+class SameRows(LightningDataModule):
+    """Four decisions again and again."""
+
+    chunk_size, action_statistics = 1, ActionStatistics.identity(7)
+
+    def train_dataloader(self):
         batch = observe(4)
-        batch[keys.ACTION_CHUNK], batch[keys.ACTION_IS_PAD] = chunk, torch.zeros(4, 1, dtype=torch.bool)
-        loss = module.training_step(batch, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+        batch[keys.ACTION_CHUNK] = torch.rand(4, 1, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        batch[keys.ACTION_IS_PAD] = torch.zeros(4, 1, dtype=torch.bool)
+        return DataLoader([batch], batch_size=None, collate_fn=lambda rows: rows)
 
 
-def test_a_ppo_update_follows_the_advantage(folders):
+def fit(tmp_path, module, data, **limit):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **limit, **quiet)
+    trainer.fit(module, data)
+    return trainer.callback_metrics
+
+
+def test_sft_lowers_its_loss(folders, tmp_path):
+    module = SFTModule(load(folders, "smolvlm"), learning_rate=3e-3, classes="vocabulary", warmup_steps=0, schedule="constant")
+    first = fit(tmp_path, module, SameRows(), max_steps=1)["train/loss"].item()
+    assert fit(tmp_path, module, SameRows(), max_steps=30)["train/loss"] < 0.7 * first
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_a_round_of_ppo(folders, tmp_path, lora):
+    """Experience of the toy task, a first update at ratio 1, and both policy and value have moved."""
     policy = load(folders, "idefics3")
-    module = StaPPOModule(policy, learning_rate=1e-3)
-    module._trainer = type("Trainer", (), {"datamodule": type("Data", (), {"temperature": 1.0})()})()
-    batch = policy.act(observe(6), temperature=1.0, value=True)
-    batch[keys.next_(keys.NUM_STEPS)] = torch.ones(6, 1, dtype=torch.int64)
-    batch["value_target"] = torch.ones(6)
-    advantage = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
-    optimizer = module.configure_optimizers()
-    before = policy.evaluate_actions(batch, value=True)
-    for step in range(3):
-        loss, metrics = module._loss(batch, advantage, only_value=False)
-        if step == 0:
-            assert metrics["approx_kl"].abs() < 1e-6  # the policy that acted
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    after = policy.evaluate_actions(batch, value=True)
-    gain = (after["log_probs"] - before["log_probs"]).sum(dim=(1, 2)) * advantage
-    assert gain.sum() > 0
-    assert (after["state_value"] - 1).abs().mean() < (before["state_value"] - 1).abs().mean()
+    before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
+    data = RolloutDataModule("Toy-v0", num_envs=3, decisions_per_env=4, max_episode_steps=5)
+    module = StaPPOModule(policy, num_epochs=1, minibatch_size=12, value_warmup_rounds=0, learning_rate=1e-3, lora=lora)
+    metrics = fit(tmp_path, module, data, max_epochs=1)
+    assert abs(metrics["train/approx_kl"]) < 1e-5 and metrics["train/loss"].isfinite()
+    after = dict(module.merged_policy().named_parameters())
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"language_model", "value_head"}
 
 
 def test_errors(folders, tmp_path):

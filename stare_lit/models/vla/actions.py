@@ -10,6 +10,9 @@ from torchrl.data.vla import VocabTailActionTokenizer
 CONSTANT_RANGE = 1e-6
 """A normalised dimension whose q01 and q99 are closer than this is constant."""
 
+CERTAIN = 1e4
+"""Logit margin of the one token a constant action dimension has: its log-probability and entropy are exactly 0 in float32."""
+
 
 @dataclass(frozen=True)
 class ActionStatistics:
@@ -83,6 +86,16 @@ class ActionCodec(nn.Module):
             constant = self.mask & (self.q99 - self.q01 < CONSTANT_RANGE)
             self._active = tuple(torch.nonzero(~constant).flatten().tolist()) or tuple(range(self.action_dim))
         return self._active
+
+    def with_constant(self, logits: Tensor, chunk_size: int, offset: int) -> Tensor:
+        """Logits of the active dimensions [N, H * active, V] -> of all dimensions [N, H * A, V]; window id 0 is vocabulary id ``offset``."""
+        active = list(self.active_dims)
+        if len(active) == self.action_dim:
+            return logits
+        full = logits.new_zeros(len(logits), chunk_size, self.action_dim, logits.shape[-1])
+        full[..., offset + self.middle] = CERTAIN
+        full[:, :, active] = logits.view(len(logits), chunk_size, len(active), -1)
+        return full.flatten(1, 2)
 
     @property
     def statistics(self) -> ActionStatistics:

@@ -126,7 +126,7 @@ def load_image_text(
         policy = VLAPolicy(config)
     if weights:
         policy.language_model.load_state_dict(weights)
-    policy.language_model.to(dtype=kind)
+    nn.Module.to(policy.language_model, dtype=kind)
     _check(policy, settings.model_type)
     return policy
 

@@ -19,9 +19,6 @@ from stare_lit.models.vla.sequence import attention_mask, extend, positions, sam
 from stare_lit.models.vla.towers import VisionEncoder, projector
 from stare_lit.models.vla.value_head import ValueHead
 
-CERTAIN = 1e4
-"""Logit margin of the one token a constant action dimension has: its log-probability and entropy are exactly 0 in float32."""
-
 
 class VLAPolicy(nn.Module):
     """Vision tower(s) -> projector -> causal language model -> action bins in the vocabulary tail (OpenVLA, arXiv 2406.09246), with a value head.
@@ -222,22 +219,12 @@ class VLAPolicy(nn.Module):
             return self._lm_head(hidden), hidden
         appended = self._placeholders(len(inputs.prompt))
         hidden = self._hidden(inputs, appended)[:, -appended.shape[1] :]
-        return self._scatter_constant(self._lm_head(hidden)), hidden
+        return self.actions.with_constant(self._lm_head(hidden), self.config.chunk_size, self.window_offset), hidden
 
     def _lm_head(self, hidden: Tensor) -> Tensor:
         head = self.language_model.get_output_embeddings()
         with torch.autocast(hidden.device.type, enabled=False):
             return head(hidden.to(head.weight.dtype)).float()
-
-    def _scatter_constant(self, logits: Tensor) -> Tensor:
-        """Logits of the active dimensions [N, H * active, V] -> of all dimensions [N, H * A, V]."""
-        active, config = list(self.actions.active_dims), self.config
-        if len(active) == config.action_dim:
-            return logits
-        full = logits.new_zeros(len(logits), config.chunk_size, config.action_dim, logits.shape[-1])
-        full[..., self.window_offset + self.actions.middle] = CERTAIN
-        full[:, :, active] = logits.view(len(logits), config.chunk_size, len(active), -1)
-        return full.flatten(1, 2)
 
     def _window(self, logits: Tensor) -> Tensor:
         return logits[..., self.window_offset : self.window_offset + self.config.num_bins]
