@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,7 +24,8 @@ class Shards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         files = self._files()
-        self._open, self._place = {}, {}
+        self._open: dict[str, Any] = {}
+        self._place: dict[str, str] = {}
         for name in files:
             if not (folder / name).is_file():
                 raise ValueError(f"path={str(folder)!r}: {INDEX} names {name}, which is missing; copy or download the whole folder again")
