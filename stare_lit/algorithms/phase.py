@@ -6,6 +6,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from stare_lit.algorithms.lora import LoraSettings, add_adapter, has_adapter, merge_adapter, merged_copy
+from stare_lit.algorithms.sharding import gathered, shard
 from stare_lit.types import LossOutput
 
 
@@ -21,14 +22,17 @@ class PhaseModule(LightningModule):
     def __init__(self, policy: nn.Module, lora: LoraSettings | None, *, train_value_head: bool) -> None:
         super().__init__()
         self.policy, self.lora, self.train_value_head = policy, lora, train_value_head
+        self._skeleton: tuple[nn.Module, ...] = ()  # a tuple hides it from state_dict
         merge_adapter(policy)  # before a reference is computed
         policy.value_head.requires_grad_(train_value_head)
 
     def configure_model(self) -> None:
-        """Adds the adapter, beside which the value head is trained as it is; by now the DataModule has computed the reference."""
+        """Adds the adapter, beside which the value head is trained as it is, and shards where the strategy asks for it; by now there is the reference."""
         if self.lora is not None and not has_adapter(self.policy):
             add_adapter(self.policy, self.lora)
             self.policy.value_head.requires_grad_(self.train_value_head)
+        if self.device_mesh is not None:  # ModelParallelStrategy
+            self._skeleton = (shard(self.policy, self.device_mesh["data_parallel"]),)
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor | None:
         return self._step(batch, "train")
@@ -40,9 +44,17 @@ class PhaseModule(LightningModule):
     def test_step(self, batch: None, batch_idx: int) -> None:
         """Success is measured by the ``RolloutEvaluation`` callback."""
 
-    def merged_policy(self) -> nn.Module:
-        """The policy to save: a merged copy where an adapter is trained, else the policy itself."""
-        return merged_copy(self.policy)
+    def whole_policy(self) -> nn.Module | None:
+        """The policy, for one process to act with. Where it is sharded all processes must ask; the first gets a gathered copy, the others None."""
+        if not self._skeleton:
+            return self.policy
+        whole = gathered(self.policy, *self._skeleton)
+        return whole if whole is None else whole.to(self.device)
+
+    def merged_policy(self) -> nn.Module | None:
+        """The policy to save: ``whole_policy`` without adapters."""
+        whole = self.whole_policy()
+        return whole if whole is None else merged_copy(whole)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of ``value`` over all processes, without gradient."""

@@ -12,6 +12,7 @@ import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
 
+from stare_lit.algorithms.lora import merged_copy
 from stare_lit.evaluation.report import command_line, hardware, package_versions, write_json
 
 FILE = "provenance.json"
@@ -71,15 +72,14 @@ def _run_config(trainer: Trainer) -> dict[str, Any]:
     return yaml.safe_load(written[-1].read_text()) if written else {}
 
 
-def save_policy(module: Any, folder: Path | str, record: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
-    """The module's policy (adapters merged) and ``provenance.json`` into ``folder``, exchanged as a whole for what was there."""
+def save_policy(policy: Any, folder: Path | str, record: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
+    """``policy`` (adapters merged) and ``provenance.json`` into ``folder``, exchanged as a whole for what was there."""
     folder = Path(folder)
     fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.parent.mkdir(parents=True, exist_ok=True)
-    policy = module.merged_policy() if hasattr(module, "merged_policy") else module.policy
-    policy.save_pretrained(fresh)
+    merged_copy(policy).save_pretrained(fresh)
     write_json(fresh / FILE, {"fingerprint": fingerprint(fresh), **record, "metrics": dict(metrics)})
     if folder.exists():
         folder.rename(old)

@@ -107,8 +107,9 @@ class RolloutEvaluation(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """What was learned until then goes to ``last/``, unless the weights are damaged."""
-        if trainer.state.fn == "fit" and trainer.global_step > 0 and trainer.is_global_zero and all_finite(pl_module.policy):
-            save_policy(pl_module, self._folder(trainer) / "last", describe(trainer, pl_module), {})
+        whole = trainer.is_global_zero and pl_module.device_mesh is None  # a sharded one would wait for the other processes
+        if trainer.state.fn == "fit" and trainer.global_step > 0 and whole and all_finite(pl_module.policy):
+            save_policy(pl_module.policy, self._folder(trainer) / "last", describe(trainer, pl_module), {})
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._env is not None:
@@ -118,7 +119,8 @@ class RolloutEvaluation(Callback):
     # -- what ------------------------------------------------------------------------------------------------------------
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
         """Rank 0 evaluates, the others wait and are told the numbers."""
-        measured = self._measure(trainer, module, "fit") if trainer.is_global_zero else None
+        policy = _whole_policy(module)
+        measured = self._measure(trainer, policy, "fit") if trainer.is_global_zero else None
         result: Any = trainer.strategy.broadcast(measured)
         first = "last" not in self.results
         if first and trainer.global_step == 0:
@@ -128,7 +130,9 @@ class RolloutEvaluation(Callback):
         if best:
             self.results["best"], self.steps["best"] = result, trainer.global_step
         if trainer.is_global_zero:
-            self._save(trainer, module, ["best", "last"] if best else ["last"])
+            record = describe(trainer, module) | {"task": self.task}
+            for name in ["best", "last"] if best else ["last"]:
+                save_policy(policy, self._folder(trainer) / name, record, self._metrics(self.results[name]))
         metrics = self._metrics(result) | {"val/evaluation_seconds": self.seconds}
         trainer.callback_metrics.update(_as_tensors(metrics))
         for logger in trainer.loggers:
@@ -139,15 +143,15 @@ class RolloutEvaluation(Callback):
             _say(trainer, f"success_once has reached stop_at={self.stop_at}: training ends here")
 
     def _evaluate_once(self, trainer: Trainer, module: LightningModule, kind: str) -> None:
+        policy = _whole_policy(module)
         if trainer.is_global_zero:
-            result = self._measure(trainer, module, kind)
+            result = self._measure(trainer, policy, kind)
             for logger in trainer.loggers:
                 logger.log_metrics({f"{kind}/{name}": value for name, value in result.metrics().items()}, step=trainer.global_step)
             write_json(self._folder(trainer) / f"{kind}.json", report({kind: result}, config=self._settings(result)))
             console().print(summary_table({kind: result}, title=f"{self.task}, {len(result.seeds)} {kind} seeds, temperature {self.temperature:g}"))
 
-    def _measure(self, trainer: Trainer, module: LightningModule, kind: str) -> Evaluation:
-        policy: Any = module.policy
+    def _measure(self, trainer: Trainer, policy: Any, kind: str) -> Evaluation:
         start, seeds = time.monotonic(), self.seeds[kind]
         if self._env is None:
             size = {"image_size": self.image_size} if self.image_size else {}
@@ -167,11 +171,6 @@ class RolloutEvaluation(Callback):
 
     def _metrics(self, result: Evaluation) -> dict[str, float]:
         return {f"{'rollout' if '/' in name else 'val'}/{name}": value for name, value in result.metrics().items()}
-
-    def _save(self, trainer: Trainer, module: LightningModule, names: list[str]) -> None:
-        record = describe(trainer, module) | {"task": self.task}
-        for name in names:
-            save_policy(module, self._folder(trainer) / name, record, self._metrics(self.results[name]))
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.dirpath or trainer.default_root_dir)
@@ -209,6 +208,11 @@ def data_task(trainer: Trainer) -> str:
     if task is None:
         raise ValueError("task=None: the data names no task; give the callback one (init_args.task).")
     return task
+
+
+def _whole_policy(module: Any) -> Any:
+    """The policy to act with; None on other processes than the first where it is sharded."""
+    return module.whole_policy() if hasattr(module, "whole_policy") else module.policy
 
 
 def _rank(result: Evaluation) -> tuple[float, float]:

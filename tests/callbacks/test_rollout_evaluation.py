@@ -19,7 +19,7 @@ from stare_lit.evaluation.evaluate import Evaluation
 class StubPolicy(torch.nn.Module):
     """Does nothing; ``skill`` counts the optimizer steps it has seen (its gradient is always -1)."""
 
-    chunk_size = 5
+    chunk_size, environment = 5, {"chunk_size": 5}
 
     def __init__(self):
         super().__init__()

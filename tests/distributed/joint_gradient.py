@@ -1,4 +1,4 @@
-"""One update of a phase on made-up data; each process takes its share of the batch. Run by test_ddp.py: alone, and by torchrun in two processes.
+"""One update of a phase on made-up data; each process takes its share of the batch. Run by test_strategies.py: alone, and by torchrun in two processes.
 
 python joint_gradient.py <sft|sta_tpo|sta_ppo> <strategy> <file for the gradients and logged metrics>
 """
@@ -11,8 +11,10 @@ from types import SimpleNamespace
 
 import torch
 from lightning import Callback, LightningDataModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import save_file
 from tensordict import TensorDict
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from stare_lit import keys
@@ -114,11 +116,16 @@ class Data(LightningDataModule):
         return DataLoader([batch], batch_size=None, sampler=[0], collate_fn=lambda batch: batch)
 
 
+def whole(gradient: torch.Tensor) -> torch.Tensor:
+    """A copy of a gradient, put together where it is sharded."""
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
+
+
 class KeepGradients(Callback):
     """What the optimizer is about to use."""
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        self.gradients = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients = {name: whole(p.grad) for name, p in pl_module.named_parameters() if p.grad is not None}
 
 
 def main() -> None:
@@ -127,17 +134,24 @@ def main() -> None:
     make_module, make_batch = PHASES[phase]
     kept = KeepGradients()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    devices = int(os.environ.get("WORLD_SIZE", 1))
+    if strategy == "fsdp":
+        strategy = ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
     trainer = Trainer(
         accelerator="cpu",
-        devices=int(os.environ.get("WORLD_SIZE", 1)),
+        devices=devices,
         strategy=strategy,
         max_epochs=1,
         use_distributed_sampler=False,
         callbacks=[kept],
         **quiet,
     )
-    trainer.fit(make_module(), Data(make_batch))
+    module = make_module()
+    trainer.fit(module, Data(make_batch))
+    whole = module.whole_policy()  # of all processes
     if trainer.is_global_zero:
+        assert whole.state_dict().keys() == policy().state_dict().keys()
+        assert whole.act(observations(2), temperature=0.0)[keys.ACTION_CHUNK].isfinite().all()
         save_file({name: gradient.contiguous() for name, gradient in kept.gradients.items()}, path)
         Path(path).with_suffix(".json").write_text(json.dumps({name: float(value) for name, value in trainer.callback_metrics.items()}))
 

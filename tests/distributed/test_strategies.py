@@ -1,4 +1,4 @@
-"""Two processes (gloo) give the gradients of one process with the joint batch, in each phase."""
+"""Two processes (gloo), with DDP and with sharded weights, give the gradients of one process with the joint batch, in each phase."""
 
 import json
 import os
@@ -28,10 +28,16 @@ def update(phase: str, strategy: str, path: Path, num_processes: int) -> tuple[d
     return load_file(path), json.loads(path.with_suffix(".json").read_text())
 
 
-@pytest.mark.parametrize("phase", ["sft", "sta_tpo", "sta_ppo"])
-def test_two_processes_give_the_gradients_of_the_joint_batch(phase, tmp_path):
-    alone, metrics = update(phase, "auto", tmp_path / "one.safetensors", 1)
-    together, joint_metrics = update(phase, "ddp", tmp_path / "two.safetensors", 2)
+@pytest.fixture(scope="module", params=["sft", "sta_tpo", "sta_ppo"])
+def one(request, tmp_path_factory) -> tuple[str, dict[str, torch.Tensor], dict[str, float]]:
+    """A phase, and its update in one process."""
+    return request.param, *update(request.param, "auto", tmp_path_factory.mktemp("one") / "one.safetensors", 1)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_give_the_gradients_of_the_joint_batch(one, strategy, tmp_path):
+    phase, alone, metrics = one
+    together, joint_metrics = update(phase, strategy, tmp_path / "two.safetensors", 2)
     assert alone.keys() == together.keys()
     scale = max(gradient.abs().max() for gradient in alone.values())
     assert scale > 1e-4
