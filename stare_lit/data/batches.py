@@ -1,11 +1,13 @@
 """Batches from tensors in memory: one gather a batch, an order that a checkpoint can go on from, chunks of actions, random shifts."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchrl.envs.transforms import ActionChunkTransform
 
 from stare_lit import keys
@@ -14,32 +16,47 @@ IMAGE_SHIFT = "image_shift"
 """Key of the shift drawn for each sample, int64 [B, 2], rows and columns, 0..2*pad."""
 
 
+class Rows(Protocol):
+    """What batches are gathered from: a TensorDict [M], or anything else that makes one batch from int64 [B] row numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor, /) -> TensorDict: ...
+
+
 class BatchLoader:
-    """Whole batches of the rows of a TensorDict [M], in a seeded order; an iterable that Lightning takes for a DataLoader.
+    """Batches of rows in a seeded order; an iterable that Lightning takes for a DataLoader.
 
     The order of epoch e is a permutation from (seed, e); ``state_dict`` is (epoch, batches served), so that a run that is resumed in the middle
     of an epoch sees exactly the batches it would have seen. Lightning saves and restores the state by itself, and says the epoch (``set_epoch``).
 
     Args:
-        data: rows in memory.
+        data: the rows.
         batch_size: rows in a batch of this rank.
-        shuffle: a new permutation each epoch and no short last batch; otherwise in order, with all rows.
+        shuffle: a new permutation each epoch; otherwise in order, with all rows.
+        drop_last: with ``shuffle``, whole batches only.
         max_shift: draw an `IMAGE_SHIFT` of up to so many pixels each way for each sample, from (seed, epoch, batch).
         rank, world_size: this rank takes every ``world_size``-th row of the order.
+        num_workers: processes that read batches ahead; 0 reads here.
 
     Raises:
         ValueError: fewer rows than one batch needs.
     """
 
     def __init__(
-        self, data: TensorDict, batch_size: int, *, seed: int = 0, shuffle: bool = True, max_shift: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
-        if batch_size < 1 or (shuffle and len(data) // world_size < batch_size):
+        self, data: Rows, batch_size: int, *, seed: int = 0, shuffle: bool = True, drop_last: bool = True, max_shift: int = 0,
+        rank: int = 0, world_size: int = 1, num_workers: int = 0,
+    ) -> None:  # fmt: skip
+        drop_last = drop_last and shuffle
+        if batch_size < 1 or (drop_last and len(data) // world_size < batch_size):
             raise ValueError(f"batch_size={batch_size}: must be 1 to {len(data) // world_size}, the rows there are for each of {world_size} process(es); "
                              "lower it, or use more episodes")  # fmt: skip
         self._data, self._batch_size, self._seed, self._shuffle, self._max_shift = data, batch_size, seed, shuffle, max_shift
-        self._rank, self._world_size = rank, world_size
+        self._drop_last, self._rank, self._world_size, self._num_workers = drop_last, rank, world_size, num_workers
         self.epoch, self.position = 0, 0
+
+    batch_sampler = None
+    """Lightning asks where there is a ``sampler``."""
 
     @property
     def sampler(self) -> "BatchLoader":
@@ -54,7 +71,7 @@ class BatchLoader:
     def __len__(self) -> int:
         """Batches in an epoch."""
         rows = len(self._data) // self._world_size
-        return rows // self._batch_size if self._shuffle else -(-rows // self._batch_size)
+        return rows // self._batch_size if self._drop_last else -(-rows // self._batch_size)
 
     def __iter__(self) -> Iterator[TensorDict]:
         """The rest of the present epoch, or the next one where that has been served to its end; without ``shuffle`` always all batches."""
@@ -62,14 +79,19 @@ class BatchLoader:
             self.position = 0
         elif self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
-        order = self._order()
-        while self.position < len(self):
-            start = self.position * self._batch_size
-            batch = self._data[order[start : start + self._batch_size]]
+        for batch in self._read(list(self._order().split(self._batch_size))[self.position : len(self)]):
             if self._max_shift:
                 batch.set(IMAGE_SHIFT, torch.randint(0, 2 * self._max_shift + 1, (len(batch), 2), generator=self._generator(1, self.position, self._rank)))
             self.position += 1
             yield batch
+
+    def _read(self, indices: list[Tensor]) -> Iterator[TensorDict]:
+        if not self._num_workers:
+            return map(self._data.__getitem__, indices)
+        # its own generator: a DataLoader otherwise draws from the global one
+        generator = torch.Generator().manual_seed(self._seed)
+        whole = {"batch_size": None, "collate_fn": _as_it_is, "generator": generator}
+        return iter(DataLoader(self._data, sampler=indices, num_workers=self._num_workers, **whole))
 
     def _order(self) -> Tensor:
         rows = len(self._data)
@@ -88,6 +110,10 @@ class BatchLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on from there."""
         self.epoch, self.position = state["epoch"], state["position"]
+
+
+def _as_it_is(batch: TensorDict) -> TensorDict:
+    return batch
 
 
 def action_chunks(actions: Tensor, lengths: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:

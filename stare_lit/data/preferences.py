@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from stare_lit import keys
+from stare_lit.data.batches import BatchLoader
 from stare_lit.data.offline import RolloutSettings, collect_rollouts, rollout_folder, select_episodes
 from stare_lit.data.pairs import Outcomes, PairRule, Pairs, build_pairs
 from stare_lit.data.phase import fitting, simulator_only
@@ -58,7 +59,7 @@ def label(spec: StageSpec, episodes: TensorDict, mask: Tensor) -> tuple[Outcomes
 
 @dataclass(frozen=True)
 class PairBatches:
-    """Turns pair numbers into one batch: only the decisions that a stage pair compares, of both trajectories, one after the other.
+    """Pairs, gathered into batches: only the decisions that a stage pair compares, of both trajectories, one after the other.
 
     Attributes:
         trajectories: the rollouts.
@@ -78,7 +79,10 @@ class PairBatches:
     reference: Tensor
     pairs: Pairs
 
-    def __call__(self, chosen: Sequence[int]) -> TensorDict:
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, chosen: Sequence[int] | Tensor) -> TensorDict:
         """The batch of P pairs with M decisions: a TensorDict without batch size.
 
         ``decisions`` [M] holds what the policy evaluates, and ``reference_log_prob``; ``trajectory`` [M] is p for a of pair p and P + p for
@@ -122,7 +126,7 @@ class PreferenceDataModule(LightningDataModule):
         validation_fraction: of the initial states, kept for ``val/loss`` and ``val/accuracy``; 0 keeps none. Success is measured elsewhere.
         reference_batch_size: decisions a forward when reference log-probabilities are computed.
         num_workers: processes that read batches; 0 reads in the training process.
-        seed: of the thinning-out of pairs.
+        seed: of the thinning-out of pairs and of their order.
     """
 
     def __init__(
@@ -200,11 +204,11 @@ class PreferenceDataModule(LightningDataModule):
         self.train_batches = replace(batches, pairs=pairs.select(~validation))
         self.val_batches = replace(batches, pairs=pairs.select(validation))
 
-    def train_dataloader(self) -> DataLoader:
-        """Batches of pairs, shuffled."""
+    def train_dataloader(self) -> BatchLoader:
+        """Batches of pairs, shuffled by (seed, epoch), so that a resumed run sees those that it would have seen."""
         return self._loader(self.train_batches, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> BatchLoader | DataLoader | list:
         """Batches of pairs from initial states that training does not see; none where nothing was kept."""
         if not fitting(self):
             return simulator_only()
@@ -214,8 +218,9 @@ class PreferenceDataModule(LightningDataModule):
         """No data: a test is success in the simulator."""
         return simulator_only()
 
-    def _loader(self, batches: PairBatches, *, shuffle: bool) -> DataLoader:
-        return DataLoader(range(len(batches.pairs)), batch_size=self.batch_size, shuffle=shuffle, collate_fn=batches, num_workers=self.num_workers)
+    def _loader(self, batches: PairBatches, *, shuffle: bool) -> BatchLoader:
+        place = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size, "num_workers": self.num_workers}
+        return BatchLoader(batches, self.batch_size, seed=self.seed, shuffle=shuffle, drop_last=False, **place)
 
     def _policy(self) -> torch.nn.Module:
         """The policy handed in through the module, on the device where it will be trained."""
@@ -232,13 +237,9 @@ class PreferenceDataModule(LightningDataModule):
         if not trainer.is_global_zero:
             trainer.strategy.barrier("reference")
         log_prob = reference_log_probs(
-            self._policy(),
-            trajectories,
-            temperature=trainer.lightning_module.temperature,
-            batch_size=self.reference_batch_size,
-            precision=str(trainer.precision),
-            context=trainer.precision_plugin.forward_context(),
-        )
+            self._policy(), trajectories, temperature=trainer.lightning_module.temperature, batch_size=self.reference_batch_size,
+            precision=str(trainer.precision), context=trainer.precision_plugin.forward_context(),
+        )  # fmt: skip
         if trainer.is_global_zero:
             trainer.strategy.barrier("reference")
         return log_prob

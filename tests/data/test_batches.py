@@ -81,6 +81,25 @@ class TestBatchLoader:
         shift = torch.cat([batch[IMAGE_SHIFT] for batch in BatchLoader(ROWS, 5, max_shift=1)])
         assert set(shift.unique().tolist()) == {0, 1, 2}
 
+    def test_workers_and_short_last_batches(self) -> None:
+        state = torch.random.get_rng_state()
+        here, there = (list(BatchLoader(ROWS, 5, drop_last=False, num_workers=workers)) for workers in (0, 1))
+        assert [len(batch) for batch in here] == [5, 5, 5, 5, 3]
+        assert all((a == b).all() for a, b in zip(here, there, strict=True))
+        assert torch.equal(state, torch.random.get_rng_state())  # draws nothing from the global generator
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_lightning_validates_with_it(self) -> None:
+        seen = []
+
+        class Module(BoringModel):
+            def validation_step(self, batch: TensorDict, index: int) -> None:
+                seen.append(len(batch))
+
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        Trainer(accelerator="cpu", **quiet).validate(Module(), BatchLoader(ROWS, 5, shuffle=False))
+        assert seen == [5, 5, 5, 5, 3]
+
     def test_too_few_rows(self) -> None:
         with pytest.raises(ValueError, match=r"batch_size=24: must be 1 to 23"):
             BatchLoader(ROWS, 24)

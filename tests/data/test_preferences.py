@@ -84,7 +84,7 @@ class TestPairBatches:
             torch.arange(float(len(toy))),
             Pairs(torch.tensor([0, 0]), torch.tensor([1, 1]), torch.tensor([[1, 0], [0, -1]])),
         )
-        batch = batches([0, 1])
+        batch = batches[[0, 1]]
         # pair 0 compares stage 0 (two decisions of a, one of b), pair 1 stage 1 (two and two)
         assert batch["trajectory"].tolist() == [0, 0, 1, 1, 2, 3, 3]
         assert batch["position"].tolist() == [0, 1, 0, 1, 0, 0, 1]
