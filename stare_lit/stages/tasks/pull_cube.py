@@ -1,25 +1,9 @@
-"""PullCube-v1: bring the fingers to the pull pose of the cube, then pull the cube into the goal region. Stages and scales are ours."""
+"""PullCube-v1: PushCube-v1 from the other side. The signal ``tcp_to_pose`` is here the distance to the pull pose; scales and thresholds are the same."""
 
-from stare_lit.stages.predicates import Below, Flag
-from stare_lit.stages.spec import ErrorTerm, Stage, StageSpec
+from dataclasses import replace
 
-REACH_DISTANCE = 0.02
-"""Metres between the tcp and the pull pose of the cube at which reaching ends."""
-KEEP_DISTANCE = 0.05
-"""Metres beyond which the pull pose counts as lost again; looser than REACH_DISTANCE, for the cube moves under the fingers."""
-REACH_SCALE = 0.3
-"""Metres: about the tcp's distance from the pull pose at a reset."""
-GOAL_SCALE = 0.2
-"""Metres: the cube's distance from the goal's centre at a reset (success below 0.1)."""
+from stare_lit.stages.tasks.push_cube import SPEC as PUSH_CUBE
 
-REACH_ERROR = ErrorTerm("tcp_to_pose", scale=REACH_SCALE)
-GOAL_ERROR = ErrorTerm("object_to_goal_xy", scale=GOAL_SCALE)
+REACH, PUSH = PUSH_CUBE.stages
 
-SPEC = StageSpec(
-    name="PullCube-v1",
-    stages=(
-        Stage("reach", ends=Below("tcp_to_pose", REACH_DISTANCE), error=(REACH_ERROR,), keeps=Below("tcp_to_pose", KEEP_DISTANCE)),
-        Stage("pull", ends=Flag("success"), error=(GOAL_ERROR,)),
-    ),
-    whole_task=(REACH_ERROR, GOAL_ERROR),
-)
+SPEC = replace(PUSH_CUBE, name="PullCube-v1", stages=(REACH, replace(PUSH, name="pull")))
