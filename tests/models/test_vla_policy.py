@@ -146,6 +146,15 @@ def test_constant_dimensions_decode_to_their_constant(policy, observe):
         assert torch.equal(policy.encode_actions(td[keys.ACTION_CHUNK])[..., 3:6], td[keys.ACTION_TOKENS][..., 3:6])
 
 
+@pytest.mark.parametrize("observation", ["image", "state"])
+def test_bfloat16_weights_need_no_autocast(make_policy, observe, observation):
+    policy = make_policy(observation=observation).to(torch.bfloat16)
+    td = policy.act(observe(3), temperature=1.0, value=True)
+    out = policy.evaluate_actions(td, value=True)
+    assert out["log_probs"].dtype == out["state_value"].dtype == td[keys.LOG_PROBS].dtype == torch.float32
+    torch.testing.assert_close(out["log_probs"], td[keys.LOG_PROBS], atol=0.1, rtol=0.0)
+
+
 def test_bfloat16_autocast_gives_float32_outputs(policy, observe):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         td = policy.act(observe(3), temperature=1.0, value=True)

@@ -174,10 +174,10 @@ class VLAPolicy(nn.Module):
         words = self._embed(prompt)
         bos = torch.full((num, 1), self.config.bos_id, device=prompt.device)
         parts = [self._embed(bos)]
-        if self.vision is not None:
+        if inputs.images is not None:
             parts.append(self._patches(inputs.images, words, prompt != self.config.pad_id))
-        if self.state_projector is not None:
-            parts.append(self.state_projector(inputs.state)[:, None])
+        if self.state_projector is not None and inputs.state is not None:
+            parts.append(self.state_projector(inputs.state.to(self.state_projector.weight.dtype))[:, None])
         parts.append(words)
         embeddings = torch.cat([part.to(parts[1].dtype) for part in parts], dim=1)
         if not padded:
@@ -187,6 +187,7 @@ class VLAPolicy(nn.Module):
 
     def _patches(self, images: Tensor, words: Tensor, counted: Tensor) -> Tensor:
         """Embeddings [N, cameras * P, D] of the images [N, cameras, 3, H, W], under the mean of those ``words`` [N, L, D] that are ``counted`` [N, L]."""
+        assert self.vision is not None and self.projector is not None
         instruction = None
         if self.conditioned:
             mean = (words * counted[..., None]).sum(dim=1) / counted.sum(dim=1, keepdim=True)
