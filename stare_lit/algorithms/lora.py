@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -15,12 +16,18 @@ from torch import nn
 class LoraSettings:
     """Size and place of the adapters; defaults are RL4VLA's (arXiv 2505.19789).
 
+    RL4VLA (``SimplerEnv/simpler_env/policies/openvla/openvla_train.py``) names every matrix of towers, projector and language model, ``lm_head``
+    among them. So does OpenVLA's ``vla-scripts/finetune.py`` in effect: peft 0.11.1, which it asks for, means to leave the output head out of
+    "all-linear", but compares its full name with last parts of names, and ``lm_head`` stays in. Both catch the patch convolution too (``proj``);
+    "all-linear" here is matrices alone. Both draw the first factor from a Gaussian.
+
     Args:
         rank: of each adapter.
         alpha: the adapter's output is scaled by alpha / rank.
         dropout: on the adapter's input; 0 keeps the first step's log-ratio at exactly 0.
         target_modules: "all-linear", or a regular expression over module names.
-        exclude_modules: a regular expression over module names that get none.
+        exclude_modules: a regular expression over module names that get none; ``.*lm_head`` leaves the output head as it is.
+        initialisation: of the first factor: ``gaussian`` (deviation 1 / rank) or ``kaiming`` (peft's own default); the second is zero.
     """
 
     rank: int = 32
@@ -28,6 +35,7 @@ class LoraSettings:
     dropout: float = 0.0
     target_modules: str = "all-linear"
     exclude_modules: str = r"(.*\.)?value_head(\..*)?"
+    initialisation: Literal["gaussian", "kaiming"] = "gaussian"
 
 
 def add_adapter(policy: nn.Module, settings: LoraSettings) -> None:
@@ -44,6 +52,7 @@ def add_adapter(policy: nn.Module, settings: LoraSettings) -> None:
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
         exclude_modules=settings.exclude_modules,
+        init_lora_weights="gaussian" if settings.initialisation == "gaussian" else True,
     )
     inject_adapter_in_model(config, policy)
     for parameter in policy.parameters():

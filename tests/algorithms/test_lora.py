@@ -1,5 +1,6 @@
 """Adapters: what is trained beside them, and in which dtype."""
 
+import pytest
 import torch
 
 from stare_lit.algorithms.lora import LoraSettings, add_adapter, merge_adapter
@@ -29,3 +30,18 @@ def test_adapters_of_half_precision_weights_are_float32():
     assert layer(torch.zeros(1, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
     merge_adapter(half)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+
+def test_where_and_how_adapters_start_is_rl4vlas():
+    """The output head has one too, the value head none; the first factor is Gaussian of deviation 1 / rank, the second zero."""
+    adapted = policy()
+    add_adapter(adapted, LoraSettings(rank=4))
+    weights = {name: parameter for name, parameter in adapted.named_parameters() if "lora_" in name}
+    assert any(name.startswith("language_model.lm_head.") for name in weights)
+    assert not any(name.startswith("value_head") for name in weights)
+    first = torch.cat([parameter.flatten() for name, parameter in weights.items() if "lora_A" in name])
+    assert first.std().item() == pytest.approx(0.25, rel=0.1)
+    assert all(not parameter.any() for name, parameter in weights.items() if "lora_B" in name)
+    without = policy()
+    add_adapter(without, LoraSettings(rank=4, exclude_modules=r".*(value_head|lm_head).*"))
+    assert not any("lm_head" in name for name, _ in without.named_parameters() if "lora_" in name)
