@@ -5,6 +5,7 @@ from lightning import LightningModule
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from stare_lit.algorithms.checkpointing import checkpoint_blocks
 from stare_lit.algorithms.lora import LoraSettings, add_adapter, has_adapter, merge_adapter, merged_copy
 from stare_lit.algorithms.sharding import gathered, shard
 from stare_lit.types import LossOutput
@@ -17,11 +18,14 @@ class PhaseModule(LightningModule):
         policy: a ``types.Policy``; an adapter that it brings along is merged.
         lora: train a fresh adapter instead of all weights.
         train_value_head: False freezes it, for a phase whose loss says nothing about values (DDP waits for a gradient of all that is not frozen).
+        checkpointing: run transformer blocks again in the backward pass instead of keeping what they compute.
     """
 
-    def __init__(self, policy: nn.Module, lora: LoraSettings | None, *, train_value_head: bool) -> None:
+    def __init__(self, policy: nn.Module, lora: LoraSettings | None, *, train_value_head: bool, checkpointing: bool = False) -> None:
         super().__init__()
-        self.policy, self.lora, self.train_value_head = policy, lora, train_value_head
+        self.policy, self.lora, self.train_value_head, self.checkpointing = policy, lora, train_value_head, checkpointing
+        if checkpointing:
+            checkpoint_blocks(policy)
         self._skeleton: tuple[nn.Module, ...] = ()  # a tuple hides it from state_dict
         merge_adapter(policy)  # before a reference is computed
         policy.value_head.requires_grad_(train_value_head)

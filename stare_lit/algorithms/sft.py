@@ -26,6 +26,7 @@ class SFTModule(PhaseModule):
         schedule: ``cosine`` to 5 % of the peak at the end of training, or ``constant``.
         classes: what a token is told from: ``bins`` (the action bins) or ``vocabulary`` (all ids, as OpenVLA).
         action_statistics: ``dataset`` takes the normalisation of the demonstrations; ``policy`` keeps that of a policy trained before.
+        checkpointing: keep only the input of each transformer block and run it again in the backward pass: less memory, a third more time.
         lora: train a fresh adapter instead of all weights.
     """
 
@@ -39,10 +40,11 @@ class SFTModule(PhaseModule):
         schedule: Schedule = "cosine",
         classes: Literal["bins", "vocabulary"] = "bins",
         action_statistics: Literal["dataset", "policy"] = "dataset",
+        checkpointing: bool = False,
         lora: LoraSettings | None = None,
     ) -> None:
         require_positive(learning_rate=learning_rate)
-        super().__init__(policy, lora, train_value_head=False)
+        super().__init__(policy, lora, train_value_head=False, checkpointing=checkpointing)
         self.save_hyperparameters(ignore=["policy"], logger=False)
         self.learning_rate, self.weight_decay, self.warmup_steps, self.schedule = learning_rate, weight_decay, warmup_steps, schedule
         self.classes, self.action_statistics = classes, action_statistics

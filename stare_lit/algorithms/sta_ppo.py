@@ -1,5 +1,6 @@
 """The interaction phase: StA-PPO (StARe-VLA, arXiv 2512.05107); plain PPO is the same module on the sparse reward."""
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -34,12 +35,14 @@ class StaPPOModule(PhaseModule):
         critic_coeff: weight of the value loss.
         num_epochs: passes over a round.
         minibatch_size: decisions in an optimizer step, of each process.
+        micro_batch_size: most decisions in one forward and backward pass; their gradients add up to those of the minibatch. None never splits.
         learning_rate: of AdamW for the policy.
         value_learning_rate: of AdamW for the value head.
         weight_decay: of AdamW.
         max_grad_norm: of all gradients together.
         target_kl: a round's passes end once the mean approximate KL of a pass exceeds it; null: never.
         value_warmup_rounds: first rounds in which only the value head learns.
+        checkpointing: keep only the input of each transformer block and run it again in the backward pass: less memory, a third more time.
         lora: train a fresh adapter instead of all weights.
     """
 
@@ -55,24 +58,27 @@ class StaPPOModule(PhaseModule):
         critic_coeff: float = 1.0,
         num_epochs: int = 3,
         minibatch_size: int = 160,
+        micro_batch_size: int | None = None,
         learning_rate: float = 1e-4,
         value_learning_rate: float = 3e-3,
         weight_decay: float = 0.0,
         max_grad_norm: float = 10.0,
         target_kl: float | None = 0.05,
         value_warmup_rounds: int = 1,
+        checkpointing: bool = False,
         lora: LoraSettings | None = None,
     ) -> None:
         require_positive(
             num_epochs=num_epochs, minibatch_size=minibatch_size, learning_rate=learning_rate, value_learning_rate=value_learning_rate,
-            max_grad_norm=max_grad_norm, clip_epsilon=clip_epsilon,
+            max_grad_norm=max_grad_norm, clip_epsilon=clip_epsilon, micro_batch_size=1 if micro_batch_size is None else micro_batch_size,
         )  # fmt: skip
         require_share(lmbda=lmbda)
-        super().__init__(policy, lora, train_value_head=True)
+        super().__init__(policy, lora, train_value_head=True, checkpointing=checkpointing)
         self.automatic_optimization = False
         self.save_hyperparameters(ignore=["policy"], logger=False)
         self.lmbda, self.clip_epsilon, self.clip_value, self.huber_delta = lmbda, clip_epsilon, clip_value, huber_delta
         self.entropy_coeff, self.critic_coeff, self.num_epochs, self.minibatch_size = entropy_coeff, critic_coeff, num_epochs, minibatch_size
+        self.micro_batch_size = micro_batch_size
         self.learning_rate, self.value_learning_rate, self.weight_decay = learning_rate, value_learning_rate, weight_decay
         self.max_grad_norm, self.target_kl, self.value_warmup_rounds = max_grad_norm, target_kl, value_warmup_rounds
 
@@ -93,16 +99,15 @@ class StaPPOModule(PhaseModule):
         for epoch in range(self.num_epochs):
             divergence, passes = 0.0, 0
             for rows in self._minibatches(len(flat), epoch):
-                loss, metrics = self._loss(flat[rows], advantage[rows], only_value)
                 optimizer.zero_grad()
-                self.manual_backward(loss)
+                metrics = self._backward(flat, advantage, rows, only_value)
                 if only_value:
                     for parameter in optimizer.param_groups[0]["params"]:
                         parameter.grad = None
                 self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
                 optimizer.step()
                 divergence, passes, count = divergence + float(self.total(metrics["approx_kl"])), passes + 1, count + 1
-                totals = {name: totals.get(name, 0.0) + value.detach() for name, value in metrics.items()}
+                totals = {name: totals.get(name, 0.0) + value for name, value in metrics.items()}
             if self.target_kl is not None and divergence / passes / self.trainer.world_size > self.target_kl:  # alike in all processes
                 stopped = True
                 break
@@ -117,6 +122,16 @@ class StaPPOModule(PhaseModule):
         steps = max(1, round(num / self.minibatch_size))
         generator = torch.Generator().manual_seed(self.current_epoch * self.num_epochs + epoch)
         return iter(torch.randperm(num, generator=generator).tensor_split(steps))
+
+    def _backward(self, batch: TensorDictBase, advantage: Tensor, rows: Tensor, only_value: bool) -> dict[str, Tensor]:
+        """Gradients and metrics of a minibatch, of micro-batches that count by their share of decisions: however it is split, they are the same."""
+        means: dict[str, Any] = {}
+        for part in rows.tensor_split(math.ceil(len(rows) / (self.micro_batch_size or len(rows)))):
+            share = len(part) / len(rows)
+            loss, metrics = self._loss(batch[part], advantage[part], only_value)
+            self.manual_backward(share * loss)
+            means = {name: means.get(name, 0.0) + share * value.detach() for name, value in metrics.items()}
+        return means
 
     def _loss(self, batch: TensorDictBase, advantage: Tensor, only_value: bool) -> tuple[Tensor, dict[str, Tensor]]:
         new = self.policy.evaluate_actions(batch, temperature=self.trainer.datamodule.temperature, value=True)

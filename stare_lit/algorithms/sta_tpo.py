@@ -34,6 +34,7 @@ class StaTPOModule(PhaseModule):
         warmup_steps: optimizer steps over which the learning rate rises linearly from near 0.
         micro_batch_size: most decisions whose activations are in memory at once; beyond it they are recomputed in the backward pass, with
             identical gradients, at one more forward. None never splits.
+        checkpointing: keep only the input of each transformer block and run it again in the backward pass: less memory, a third more time.
         lora: train a fresh adapter instead of all weights.
     """
 
@@ -49,6 +50,7 @@ class StaTPOModule(PhaseModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 10,
         micro_batch_size: int | None = None,
+        checkpointing: bool = False,
         lora: LoraSettings | None = None,
     ) -> None:
         for name, value, good in (
@@ -61,7 +63,7 @@ class StaTPOModule(PhaseModule):
         ):
             if not good:
                 raise ValueError(f"{name}={value}: must be {'at least 0' if name in ('lmbda', 'warmup_steps') else 'above 0'}")
-        super().__init__(policy, lora, train_value_head=False)
+        super().__init__(policy, lora, train_value_head=False, checkpointing=checkpointing)
         self.save_hyperparameters(ignore=["policy"], logger=False)
         self.beta, self.lmbda, self.reduction, self.temperature = beta, lmbda, reduction, temperature
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps

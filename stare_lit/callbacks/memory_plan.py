@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from stare_lit.algorithms.lora import has_adapter
 from stare_lit.models.vla.memory import MemoryPlan as Plan
@@ -16,38 +16,44 @@ class MemoryPlan(Callback):
     """Prints weights, gradients, optimiser, activations and key/value cache of one device before training, in GiB.
 
     Args:
-        batch_size: decisions in one forward and backward pass on one device; null: the module's ``minibatch_size`` or ``micro_batch_size`` where
-            it has one, else the data's ``batch_size``.
+        batch_size: decisions in one forward and backward pass on one device; null: the module's ``micro_batch_size``, else its
+            ``minibatch_size`` where it has them, else the data's ``batch_size``.
         rollout_batch: decisions that the policy takes at once in rollouts; null: the data's ``num_envs``, else none.
-        checkpointing: blocks of the language model are run again in the backward pass.
         capacity: memory of the device in GiB; null: the device is asked.
     """
 
-    def __init__(self, batch_size: int | None = None, rollout_batch: int | None = None, checkpointing: bool = False, capacity: float | None = None) -> None:
-        self.batch_size, self.rollout_batch, self.checkpointing, self.capacity = batch_size, rollout_batch, checkpointing, capacity
+    def __init__(self, batch_size: int | None = None, rollout_batch: int | None = None, capacity: float | None = None) -> None:
+        self.batch_size, self.rollout_batch, self.capacity = batch_size, rollout_batch, capacity
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints the plan.
+        """Prints the plan; of a trunk whose activations are not known (``load_image_text``) it says just that.
 
         Raises:
             ValueError: it does not fit, or the batch size cannot be told.
         """
+        policy: Any = pl_module.policy
+        if policy.config.backbone is not None:
+            if trainer.is_global_zero:
+                print(
+                    f"memory on each device: not planned: the activations of this trunk ({policy.config.backbone.get('model_type')}) are not known", flush=True
+                )
+            return
         plan, capacity = self.plan(trainer, pl_module), self._capacity(trainer)
         if trainer.is_global_zero:
             print(f"memory on each device, of {capacity / 2**30:.1f} GiB:\n{plan}", flush=True)
         if plan.total > capacity:
             raise ValueError(
                 f"memory: {plan.total / 2**30:.1f} GiB are needed on each device, which has {capacity / 2**30:.1f}; "
-                "lower the batch size, use an adapter (lora), 16-bit weights or more devices (fsdp)"
+                "lower the (micro-)batch size, use an adapter (lora), checkpointing, 16-bit weights or more devices (fsdp)"
             )
 
     def plan(self, trainer: Trainer, pl_module: LightningModule) -> Plan:
         """The plan for what ``trainer`` is about to do."""
         policy: Any = pl_module.policy
         data = getattr(trainer, "datamodule", None)
-        named = [name for name in ("minibatch_size", "micro_batch_size") if hasattr(pl_module, name)]
+        named = [getattr(pl_module, name) for name in ("micro_batch_size", "minibatch_size") if hasattr(pl_module, name)]
         # where the module splits batches, those of the data are no decisions (rounds, pairs of trajectories)
-        found = getattr(pl_module, named[0]) if named else getattr(data, "batch_size", None)
+        found = next((size for size in named if size is not None), None) if named else getattr(data, "batch_size", None)
         batch_size = self.batch_size if self.batch_size is not None else found
         if batch_size is None:
             raise ValueError(
@@ -58,8 +64,8 @@ class MemoryPlan(Callback):
             rollout_batch=self.rollout_batch if self.rollout_batch is not None else getattr(data, "num_envs", 0),
             precision=str(trainer.precision),  # type: ignore[arg-type]
             adapter=has_adapter(policy),
-            checkpointing=self.checkpointing,
-            shards=trainer.world_size if isinstance(trainer.strategy, FSDPStrategy) else 1,
+            checkpointing=getattr(pl_module, "checkpointing", False),
+            shards=trainer.world_size if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)) else 1,
         )
         return plan_memory(policy.config, parameter_bytes(policy), workload)
 

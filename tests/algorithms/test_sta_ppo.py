@@ -120,6 +120,23 @@ def test_target_kl_ends_the_passes(tmp_path):
     assert (free["train/epochs"], free["train/stopped_by_kl"]) == (3, 0)
 
 
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_micro_batches_add_up_to_the_minibatch(tmp_path, size):
+    settings = {"num_epochs": 1, "value_warmup_rounds": 0, "entropy_coeff": 0.1, "learning_rate": 1e-3, "max_grad_norm": 1e9}
+    whole, split = StaPPOModule(policy(), **settings), StaPPOModule(policy(), micro_batch_size=size, **settings)
+    gradients, metrics = [], []
+    for module in (whole, split):
+        keep = SimpleNamespace()
+        module.on_before_optimizer_step = lambda optimizer, module=module, keep=keep: setattr(
+            keep, "gradients", {name: p.grad.clone() for name, p in module.named_parameters()}
+        )
+        metrics.append(fit(tmp_path, module).callback_metrics)
+        gradients.append(keep.gradients)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(metrics[1]["train/loss"], metrics[0]["train/loss"])
+
+
 def test_value_head_has_a_learning_rate_of_its_own():
     module = StaPPOModule(policy(), learning_rate=1e-5, value_learning_rate=1e-2)
     trunk, head = module.configure_optimizers().param_groups
@@ -152,7 +169,7 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
         torch.testing.assert_close(second.policy.state_dict()[name], value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_epochs", 0), ("learning_rate", 0.0), ("lmbda", 1.5), ("clip_epsilon", 0.0)])
+@pytest.mark.parametrize(("name", "value"), [("num_epochs", 0), ("learning_rate", 0.0), ("lmbda", 1.5), ("clip_epsilon", 0.0), ("micro_batch_size", 0)])
 def test_bad_settings_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
         StaPPOModule(Seen(), **{name: value})

@@ -34,7 +34,7 @@ def test_batch_and_environments_are_found(capsys):
 
 
 def test_a_run_that_cannot_fit_is_refused():
-    with pytest.raises(ValueError, match=r"GiB are needed on each device, which has 0\.5; lower the batch size"):
+    with pytest.raises(ValueError, match=r"GiB are needed on each device, which has 0\.5; lower the \(micro-\)batch size"):
         MemoryPlan(capacity=0.5).on_fit_start(trainer(batch_size=8), SFTModule(policy()))
 
 
@@ -43,3 +43,19 @@ def test_an_unknown_batch_is_asked_for():
         MemoryPlan().plan(trainer(), SFTModule(policy()))
     with pytest.raises(ValueError, match="micro_batch_size"):  # its data counts pairs of trajectories
         MemoryPlan().plan(trainer(batch_size=8), StaTPOModule(policy()))
+
+
+def test_micro_batches_checkpointing_and_the_state_variant():
+    whole, split = (StaPPOModule(policy(), minibatch_size=10, micro_batch_size=size) for size in (None, 2))
+    plans = [MemoryPlan().plan(trainer(num_envs=4), module) for module in (whole, split)]
+    assert plans[0].activations == 5 * plans[1].activations
+    again = StaPPOModule(tiny(0, image_size=32, hidden_size=32, num_layers=6), minibatch_size=10, checkpointing=True)
+    kept = StaPPOModule(tiny(0, image_size=32, hidden_size=32, num_layers=6), minibatch_size=10)
+    assert MemoryPlan().plan(trainer(), again).activations < 0.7 * MemoryPlan().plan(trainer(), kept).activations
+    assert MemoryPlan().plan(trainer(batch_size=8), SFTModule(tiny(4, observation="state", hidden_size=32, num_layers=1))).activations > 0
+
+
+def test_a_trunk_whose_activations_are_not_known_is_let_through(capsys):
+    module = SimpleNamespace(policy=SimpleNamespace(config=SimpleNamespace(backbone={"model_type": "idefics3"})))
+    MemoryPlan().on_fit_start(trainer(), module)
+    assert "not planned: the activations of this trunk (idefics3)" in capsys.readouterr().out

@@ -35,7 +35,7 @@ class Workload:
         rollout_batch: decisions that the policy takes at once in rollouts; 0: none.
         precision: as Lightning's trainer calls it.
         adapter: weights are frozen but for adapters beside them, so that frozen ones keep less for their gradient.
-        checkpointing: blocks of the language model keep their input alone and are run again in the backward pass.
+        checkpointing: transformer blocks keep their input alone and are run again in the backward pass, one at a time.
         shards: devices that weights, gradients and optimiser state are spread over (FSDP); 1: each has all.
         optimizer_states: numbers that the optimiser keeps for each trained one (AdamW 2, SGD with momentum 1).
     """
@@ -156,11 +156,16 @@ def _activations(config: VLAConfig, workload: Workload, parameters: ParameterByt
     """Bytes that one decision keeps for the backward pass."""
     kind = _kind(workload, parameters)
     length, layers, width = sequence_length(config), config.llm.get("num_hidden_layers", 32), config.llm["hidden_size"]
-    block = length * _llama_block(config, kind)
-    blocks = layers * length * width * kind.stream + block if workload.checkpointing else layers * block
-    towers = max(len(config.cameras), 1) * sum(_tower(config, tower, kind) for tower in config.towers)
+    block, images = length * _llama_block(config, kind), max(len(config.cameras), 1)
+    towers = [(_tower_blocks(tower), images * _tower_block(config, tower, kind), images * _tower_input(config, tower, kind)) for tower in config.towers]
+    if workload.checkpointing:
+        kept = layers * length * width * kind.stream + sum(num * entering for num, _, entering in towers)
+        blocks = kept + max([block, *(whole for _, whole, entering in towers if entering)])  # those that are run again
+        blocks += sum(num * whole for num, whole, entering in towers if not entering)  # a convolutional stem is not
+    else:
+        blocks = layers * block + sum(num * whole for num, whole, _ in towers)
     logits = config.num_action_tokens * config.llm["vocab_size"] * 4 * 2 + config.num_action_tokens * config.num_bins * 4 * 3
-    return blocks + towers + logits
+    return blocks + logits
 
 
 def _llama_block(config: VLAConfig, kind: _Kind) -> int:
@@ -174,19 +179,31 @@ def _llama_block(config: VLAConfig, kind: _Kind) -> int:
     return norms + attention + inputs + kind.size * 3 * inner
 
 
-def _tower(config: VLAConfig, tower: TowerConfig, kind: _Kind) -> int:
-    """Of one image in one tower."""
+def _tower_blocks(tower: TowerConfig) -> int:
+    return 1 if tower.kind == "conv_stem" else tower.kwargs["num_hidden_layers"] + tower.feature_layer + 1
+
+
+def _tower_tokens(config: VLAConfig, tower: TowerConfig) -> int:
+    return _patches(config) + (1 + tower.kwargs.get("num_register_tokens", 4) if tower.kind == "dinov2_with_registers" else 0)
+
+
+def _tower_input(config: VLAConfig, tower: TowerConfig, kind: _Kind) -> int:
+    """Of one image, what a block that is run again keeps; 0: it is not run again."""
+    return 0 if tower.kind == "conv_stem" else _tower_tokens(config, tower) * tower.kwargs["hidden_size"] * kind.stream
+
+
+def _tower_block(config: VLAConfig, tower: TowerConfig, kind: _Kind) -> int:
+    """Of one image in one block of a tower; the whole of a convolutional stem."""
     kwargs = tower.kwargs
     if tower.kind == "conv_stem":
         maps = [channels * (config.image_size // 2 ** (depth + 1)) ** 2 for depth, channels in enumerate(kwargs["channels"])]
         return 3 * kind.size * sum(maps)  # what convolution, norm and activation keep
     width, dino = kwargs["hidden_size"], tower.kind == "dinov2_with_registers"
     inner = kwargs.get("intermediate_size", 4 * width)
-    tokens = _patches(config) + (1 + kwargs.get("num_register_tokens", 4) if dino else 0)
     inputs = kind.input * ((3 if kind.shared_input else 5) * width + inner)  # of q, k, v; of the output; of both of the MLP
     scaled = 0 if kind.frozen or not dino else 2 * kind.size * width
     block = 2 * kind.stream * width + 4 * kind.size * width + kind.size * inner + scaled + inputs  # norms; q, k, v and result; before the activation
-    return (kwargs["num_hidden_layers"] + tower.feature_layer + 1) * tokens * block
+    return _tower_tokens(config, tower) * block
 
 
 def _rollout(config: VLAConfig, size: int) -> int:
