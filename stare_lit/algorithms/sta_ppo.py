@@ -162,14 +162,11 @@ class StaPPOModule(PhaseModule):
             terminated = done
         value = batch[keys.STATE_VALUE]
         next_value = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)
-        cut = done.clone()
-        cut[:, -1] = True
-        cut &= ~terminated
-        if cut.any():
-            where = cut.squeeze(-1)
-            states = after.select(keys.OBSERVATION, keys.SIGNALS, keys.INSTRUCTION_TOKENS)[where]
-            with self.trainer.precision_plugin.forward_context():
-                next_value[where] = self.policy.value_only(states).float()
+        asked = (done & ~terminated).squeeze(-1)
+        asked[:, -1] = True  # never none: with sharded weights all processes ask together
+        states = after.select(keys.OBSERVATION, keys.SIGNALS, keys.INSTRUCTION_TOKENS)[asked]
+        with self.trainer.precision_plugin.forward_context():
+            next_value[asked] = self.policy.value_only(states).float()
         discount = gamma ** after[keys.NUM_STEPS].to(value.dtype)
         advantage, target = generalized_advantage_estimate(discount, self.lmbda, value, next_value, after[keys.REWARD], done, terminated)
         batch["advantage"], batch["value_target"] = advantage.squeeze(-1), target.squeeze(-1)
