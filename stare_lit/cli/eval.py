@@ -13,6 +13,7 @@ from stare_lit.envs.factory import Split, make_env, split_seeds
 from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
 from stare_lit.evaluation.report import console, report, stage_table, summary_table, write_json
 from stare_lit.models.vla import VLAPolicy
+from stare_lit.models.vla.io import Dtype
 
 
 def evaluate_checkpoint(
@@ -26,12 +27,13 @@ def evaluate_checkpoint(
     num_workers: int | None = None,
     environment: dict[str, Any] | None = None,
     device: str = "cpu",
+    dtype: Dtype = "float32",
     video: str | Path | None = None,
     video_episodes: int = 4,
 ) -> Evaluation:
     """Evaluate the policy folder ``checkpoint`` to the full horizon; see :func:`eval` for the arguments."""
     seeds = split_seeds(split, num_episodes)
-    policy = VLAPolicy.from_pretrained(checkpoint).to(device)
+    policy = VLAPolicy.from_pretrained(checkpoint, None if dtype == "auto" else dtype).to(device)
     settings = {**policy.environment, "terminate_on_success": False, **(environment or {})}
     recorder = FrameRecorder(seeds[:video_episodes]) if video else None
     env = make_env(task, min(num_envs, num_episodes), num_workers=num_workers, **settings)
@@ -60,6 +62,7 @@ def eval(
     num_workers: int | None = None,
     environment: dict[str, Any] | None = None,
     device: str = "cpu",
+    dtype: Dtype = "float32",
     output: str | None = None,
     video: str | None = None,
 ) -> None:
@@ -76,12 +79,14 @@ def eval(
         num_workers: processes for them; null: one a core.
         environment: further settings of the environment, such as ``{max_episode_steps: 100}``.
         device: where the policy runs: cpu, cuda.
+        dtype: of the weights; auto: as saved, which halves the memory of a large policy.
         output: write the report as JSON to this file.
         video: write the first four episodes as a film to this .mp4 file.
     """
     folders = {"before": compare, "policy": checkpoint} if compare else {"policy": checkpoint}
     prints = {name: fingerprint(folder) for name, folder in folders.items()}  # a missing one is told before any work
-    common: dict[str, Any] = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment, "device": device}
+    common: dict[str, Any] = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment}
+    common |= {"device": device, "dtype": dtype}
     results = {
         name: evaluate_checkpoint(folder, task, num_episodes, split, video=video if name == "policy" else None, **common) for name, folder in folders.items()
     }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from stare_lit.data.offline import RolloutSettings, collect_rollouts, rollout_folder, select_episodes
 from stare_lit.models.vla import VLAPolicy
+from stare_lit.models.vla.io import Dtype
 
 
 def rollouts(
@@ -13,6 +14,7 @@ def rollouts(
     folder: Path = Path("data/rollouts"),
     image_size: int | None = None,
     device: str = "cpu",
+    dtype: Dtype = "float32",
     settings: RolloutSettings = RolloutSettings(),  # noqa: B008 (frozen)
 ) -> None:
     """Sample several episodes from each of many initial states with the policy that enters the preference phase.
@@ -25,9 +27,10 @@ def rollouts(
         folder: rollouts are written below it, in one folder per task and policy.
         image_size: side of the camera image in pixels; the policy's own by default.
         device: where the policy runs.
+        dtype: of the weights, the one that the preference phase loads them in (its rollouts are those of the very same numbers); auto: as saved.
         settings: which episodes.
     """
-    acting = VLAPolicy.from_pretrained(policy).to(device)
+    acting = VLAPolicy.from_pretrained(policy, None if dtype == "auto" else dtype).to(device)
     target = rollout_folder(folder, task, acting)
     trajectories = collect_rollouts(acting, target, settings, task=task, image_size=image_size or acting.config.image_size)
     chosen = select_episodes(trajectories, settings)

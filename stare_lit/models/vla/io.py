@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from accelerate import init_empty_weights
@@ -23,6 +23,9 @@ FORMAT = "stare_lit.VLAPolicy"
 VERSION = 1
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
 ATTACHMENTS = "attachments"
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of weights as a command line names it; ``auto``: as saved."""
 
 
 def parse_dtype(dtype: str | None) -> torch.dtype | None:
