@@ -68,6 +68,7 @@ def merge_adapter(policy: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(policy.get_submodule(parent), child, layer.get_base_layer())
     if adapted:
+        vars(policy).pop("peft_config", None)  # peft's note of what is there; it warns of a second adapter otherwise
         policy.requires_grad_(True)
 
 
