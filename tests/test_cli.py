@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -113,12 +114,12 @@ class TestErrors:
         monkeypatch.setattr(front, "_load", lambda command: lambda args: function())
 
     def test_our_error_is_one_message(self, in_process, monkeypatch, capsys):
-        self.command(monkeypatch, lambda: choose_run_dir(None, "last", name="x"))
+        self.command(monkeypatch, lambda: choose_run_dir(None, "last", name="x", held=ExitStack()))
         assert in_process("eval") == 2
         assert capsys.readouterr().err.startswith("stare: error: ckpt_path='last' needs the run to continue")
 
     def test_debug_shows_the_traceback(self, monkeypatch):
-        self.command(monkeypatch, lambda: choose_run_dir(None, "last", name="x"))
+        self.command(monkeypatch, lambda: choose_run_dir(None, "last", name="x", held=ExitStack()))
         monkeypatch.setattr(front, "_set_environment", lambda: None)
         monkeypatch.setenv("STARE_DEBUG", "1")
         with pytest.raises(ValueError, match="needs the run to continue"):
@@ -182,40 +183,52 @@ class TestEnvironment:
         assert (os.environ["WANDB_MODE"], os.environ["HF_HUB_OFFLINE"]) == ("online", "0")
 
 
-class TestRunFolder:
-    def test_new_runs_get_new_numbers(self, run_root):
-        first = choose_run_dir(None, None, name="sft")
-        assert first == Path("runs/sft/001")
-        first.mkdir(parents=True)
-        assert choose_run_dir(None, None, name="sft") == first  # still empty
-        (first / "config.yaml").touch()
-        assert choose_run_dir(None, None, name="sft") == Path("runs/sft/002")
+@pytest.fixture
+def held():
+    """Keeps the locks of run folders until the test ends."""
+    with ExitStack() as stack:
+        yield stack
 
-    def test_a_taken_folder_is_refused_or_continued(self, run_root):
+
+class TestRunFolder:
+    def test_new_runs_get_new_numbers(self, run_root, held):
+        first = choose_run_dir(None, None, name="sft", held=held)
+        assert first == Path("runs/sft/001")
+        with ExitStack() as other:
+            assert choose_run_dir(None, None, name="sft", held=other) == Path("runs/sft/002")  # the first is being begun
+        held.close()
+        assert choose_run_dir(None, None, name="sft", held=held) == first  # still empty
+        held.close()
+        (first / "config.yaml").touch()
+        assert choose_run_dir(None, None, name="sft", held=held) == Path("runs/sft/002")
+
+    def test_a_taken_folder_is_refused_or_continued(self, run_root, held):
         folder = Path("runs/mine")
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "last.ckpt").touch()
         with pytest.raises(ValueError, match="already holds a run"):
-            choose_run_dir("runs/mine", None, name="sft")
+            choose_run_dir("runs/mine", None, name="sft", held=held)
         Path("other.ckpt").touch()
         with pytest.raises(ValueError, match="already holds a run"):
-            choose_run_dir("runs/mine", "other.ckpt", name="sft")
-        assert choose_run_dir("runs/mine", "last", name="sft") == folder
-        assert choose_run_dir("runs/mine", "runs/mine/checkpoints/last.ckpt", name="sft") == folder
+            choose_run_dir("runs/mine", "other.ckpt", name="sft", held=held)
+        assert choose_run_dir("runs/mine", "last", name="sft", held=held) == folder
+        with pytest.raises(ValueError, match=rf"run_dir='runs/mine': another process \(process {os.getpid()} on .*\) is writing to it"):
+            choose_run_dir("runs/mine", "last", name="sft", held=held)
+        held.close()
+        assert choose_run_dir("runs/mine", "runs/mine/checkpoints/last.ckpt", name="sft", held=held) == folder
 
-    def test_nothing_to_continue(self, run_root):
-        with pytest.raises(ValueError, match=r"there is no last\.ckpt"):
-            choose_run_dir("runs/mine", "last", name="sft")
+    def test_nothing_to_continue(self, run_root, held):
+        with pytest.raises(ValueError, match="there is no run in runs/mine"):
+            choose_run_dir("runs/mine", "last", name="sft", held=held)
 
-    def test_other_processes_of_a_run_follow_the_first(self, run_root, monkeypatch):
-        first = choose_run_dir(None, None, name="sft")
-        first.mkdir(parents=True)
+    def test_other_processes_of_a_run_follow_the_first(self, run_root, monkeypatch, held):
+        first = choose_run_dir(None, None, name="sft", held=held)
         (first / "config.yaml").touch()
         monkeypatch.setenv("LOCAL_RANK", "1")
-        assert choose_run_dir(None, None, name="sft") == first
+        assert choose_run_dir(None, None, name="sft", held=held) == first
         monkeypatch.delenv(RUN_DIR_VARIABLE)
         with pytest.raises(ValueError, match="give --run_dir"):
-            choose_run_dir(None, None, name="sft")
+            choose_run_dir(None, None, name="sft", held=held)
 
     def test_only_open_folders_are_filled(self):
         logger = Namespace(class_path="a.CSVLogger", init_args=Namespace(save_dir="."))

@@ -41,7 +41,12 @@ def lineage(folder: Path | str) -> list[dict[str, Any]]:
     path = Path(folder) / FILE
     if not path.is_file():
         return [{"fingerprint": own, "phase": "unknown", "folder": str(folder)}]
-    record = json.loads(path.read_text())
+    try:
+        record = json.loads(path.read_text())
+        if not {"fingerprint", "phase", "created", "global_step", "metrics", "ancestors"} <= record.keys():
+            raise ValueError("it lacks entries")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"folder={str(folder)!r}: {FILE} is damaged ({error}); copy the whole folder again, or delete that file") from error
     if record["fingerprint"] != own:
         raise ValueError(
             f"folder={str(folder)!r}: {FILE} was written for other weights ({record['fingerprint'][:12]}, not {own[:12]}); copy the whole folder again"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 from torchrl.envs import EnvBase
 
 from stare_lit.callbacks.provenance import all_finite, describe, save_policy
@@ -82,6 +83,7 @@ class RolloutEvaluation(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if "last" in self.results:  # a continued run
             trainer.callback_metrics.update(_as_tensors(self._metrics(self.results["last"])))
+            self._stop_if_reached(trainer)
         elif self.at_start:
             self._evaluate(trainer, pl_module)
 
@@ -93,7 +95,7 @@ class RolloutEvaluation(Callback):
         if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0 and self.steps.get("last") != trainer.global_step:
             self._evaluate(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # not on_train_end: a run killed after its last step skips that
         if self.steps.get("last") != trainer.global_step:
             self._evaluate(trainer, pl_module)
         self._report(trainer)
@@ -138,7 +140,10 @@ class RolloutEvaluation(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         _say(trainer, f"step {trainer.global_step}: success_once {result.once}, at end {result.at_end}{' (best)' if best else ''}")
-        if self.stop_at is not None and result.once.value >= self.stop_at:
+        self._stop_if_reached(trainer)
+
+    def _stop_if_reached(self, trainer: Trainer) -> None:
+        if self.stop_at is not None and self.results["last"].once.value >= self.stop_at:
             trainer.should_stop = True
             _say(trainer, f"success_once has reached stop_at={self.stop_at}: training ends here")
 
@@ -156,9 +161,10 @@ class RolloutEvaluation(Callback):
         if self._env is None:
             size = {"image_size": self.image_size} if self.image_size else {}
             settings = {**policy.environment, **size, "terminate_on_success": False, **self.environment}
-            self._env = make_env(self.task, min(self.num_envs, len(seeds)), num_workers=self.num_workers, **settings)
+            with isolate_rng():  # training goes on as if nothing had been measured
+                self._env = make_env(self.task, min(self.num_envs, len(seeds)), num_workers=self.num_workers, **settings)
         recorder = FrameRecorder(seeds[: self.video_episodes])
-        with trainer.precision_plugin.forward_context():
+        with isolate_rng(), trainer.precision_plugin.forward_context():
             result = evaluate_policy(policy, self._env, seeds, task=self.task, temperature=self.temperature, watch=recorder)
         if (film := recorder.film()) is not None:
             name = f"step_{trainer.global_step:07d}.mp4" if kind == "fit" else f"{kind}.mp4"

@@ -12,6 +12,7 @@ Each phase is a ``stare`` command of its own process, so that the next one start
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from rich.table import Table
 from stare_lit.callbacks.provenance import fingerprint, lineage
 from stare_lit.cli.eval import evaluate_checkpoint
 from stare_lit.cli.steps import Step, run_step
+from stare_lit.data.lock import lock_folder
 from stare_lit.evaluation.evaluate import Evaluation
 from stare_lit.evaluation.report import console, report, stage_table, write_json
 
@@ -95,9 +97,10 @@ def ipi(
         steps.append(Step(phase.name, command, record=folder / f"{phase.name}.json", run_dir=run))
         values["start"] = str(run / phase.policy)
     out = console()
-    seconds = {step.name: run_step(step, out) for step in steps}
-    results = {phase.name: _tested(folder / phase.name, phase.policy, task, test) for phase in phases}
-    _show(results, seconds, folder, phases, task, test, out)
+    with lock_folder(folder, argument="root"):
+        seconds = {step.name: run_step(step, out) for step in steps}
+        results = {phase.name: _tested(folder / phase.name, phase.policy, task, test) for phase in phases}
+        _show(results, seconds, folder, phases, task, test, out)
 
 
 def _checked(phases: Sequence[Phase], until: str | None) -> list[Phase]:
@@ -129,7 +132,7 @@ def _tested(run: Path, policy: str, task: str, test: Measurement) -> Evaluation:
     """The phase's policy on the test split, measured once: a result for the same weights and settings is read again, not repeated."""
     folder, path = run / policy, run.with_name(f"{run.name}-test.json")
     settings = {"task": task, "split": "test", "fingerprint": fingerprint(folder), **vars(test)}
-    if path.is_file():
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or damaged: measured again
         stored = json.loads(path.read_text())
         if stored["config"] == settings:
             return Evaluation.from_dict(stored["results"][run.name]["episodes"])

@@ -3,15 +3,18 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from stare_lit.callbacks.exact_resume import ExactResume
+from stare_lit.cli.checkpoint import CheckedCheckpointIO, check_checkpoint
 from stare_lit.cli.run_folder import choose_run_dir, fill_run_dir, next_config_path
 
 CHECKPOINT_WORDS = ("last", "best", "hpc")  # resolved by Lightning, inside the run folder
@@ -32,6 +35,7 @@ class StareCLI(LightningCLI):
     """LightningCLI where ``class_path`` in YAML chooses model and data, and ``--run_dir`` says where everything is written."""
 
     run_dir: Path
+    held: ClassVar[ExitStack] = ExitStack()  # the lock of the run folder, for as long as `run` runs
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -43,38 +47,38 @@ class StareCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str | None, default=None, help="folder of this run; default: the first free number under runs/<phase>/")
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run folder and fill it in where the user left a folder open; what gets saved is the configuration without it."""
+        """Choose the run folder and fill it in where the user left a folder open; what gets saved is the configuration without it.
+
+        With ``--ckpt_path last`` a run that was stopped before its first checkpoint begins anew (Lightning says so).
+        """
         config = self.config[self.subcommand]
         phase = config.model.class_path.split(".")[-2]
         name = phase if self.subcommand == "fit" else f"{phase}-{self.subcommand}"
         self.asked = config.clone()
         self.asked.run_dir = None
-        self.run_dir = choose_run_dir(config.run_dir, config.ckpt_path, name=name)
+        self.run_dir = choose_run_dir(config.run_dir, config.ckpt_path, name=name, held=self.held)
         fill_run_dir(config.trainer, self.run_dir)
 
     def after_instantiate_classes(self) -> None:
         """Record the configuration: from here on the folder holds a run."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = CheckedCheckpointIO()
         if not self.trainer.fast_dev_run:
             self._write_config()
 
     @rank_zero_only
     def _write_config(self) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._parser(self.subcommand).save(self.asked, str(next_config_path(self.run_dir)), skip_none=False, multifile=False)
+        path = next_config_path(self.run_dir)
+        temporary = path.with_name(f".{path.name}")
+        self._parser(self.subcommand).save(self.asked, str(temporary), skip_none=False, multifile=False, overwrite=True)
+        temporary.replace(path)
 
     def _parse_ckpt_path(self) -> None:
         """Check that ``--ckpt_path`` names a Lightning checkpoint. (Upstream also lets it override the model's settings; here the given ones hold.)"""
         path = self.config[self.config.subcommand].ckpt_path
         if path is None or path in CHECKPOINT_WORDS:
             return
-        if not Path(path).is_file():
-            raise ValueError(f"ckpt_path={path!r} is not a file; give the .ckpt file of an earlier run, or --run_dir with --ckpt_path last")
-        try:
-            keys = torch.load(path, map_location="cpu", weights_only=True, mmap=True).keys()
-        except Exception as error:
-            raise ValueError(f"ckpt_path={path!r} cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
-        if missing := {"state_dict", "pytorch-lightning_version"} - set(keys):
-            raise ValueError(f"ckpt_path={path!r} is no Lightning checkpoint: it lacks {sorted(missing)}")
+        check_checkpoint(path)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; Ctrl-C, which Lightning turns into exit code 1 after its clean-up, is a KeyboardInterrupt again that says how to go on."""
@@ -120,15 +124,17 @@ def run(args: Sequence[str]) -> Any:
     """
     for message in UPSTREAM_NOISE:
         warnings.filterwarnings("ignore", message=message)
-    return StareCLI(
-        model_class=LightningModule,
-        datamodule_class=LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=None,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        parser_class=BriefParser,
-        parser_kwargs={"prog": "stare"},
-        args=None if list(args) == sys.argv[1:] else list(args),
-    )
+    with StareCLI.held:
+        return StareCLI(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            trainer_defaults={"callbacks": ExactResume()},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_class=BriefParser,
+            parser_kwargs={"prog": "stare"},
+            args=None if list(args) == sys.argv[1:] else list(args),
+        )

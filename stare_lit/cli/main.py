@@ -5,10 +5,13 @@ name in its own module, read by jsonargparse from the command line and ``--confi
 """
 
 import difflib
+import errno
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
@@ -36,6 +39,8 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",  # for child processes
 }
 OUR_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -82,6 +87,34 @@ def _our_message(error: BaseException | None) -> str | None:
     return None
 
 
+def _disk_message(error: BaseException | None) -> str | None:
+    """What the disk refused, where that is what ``error`` or its cause is: nobody needs a traceback to make room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return (
+                f"{error.strerror}: {error.filename or 'no file named'}; make room or choose a folder that can be written to, then run the same command again"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, with its clean-up; a second signal does not cut that short."""
+
+    def interrupt(*_: object) -> NoReturn:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _fail(message: str) -> NoReturn:
     print(f"stare: error: {message}", file=sys.stderr)
     raise SystemExit(EXIT_USAGE)
@@ -98,7 +131,7 @@ def _load(command: str) -> Callable[[Sequence[str]], object]:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run ``stare`` on ``argv`` (default: the process's arguments) and exit: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    """Run ``stare`` on ``argv`` (default: the process's arguments) and exit: 0 done, 1 failed, 2 wrong input or a full disk, 130 interrupted."""
     command, *args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):
         print(_help())
@@ -115,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if not _debug():
         _close_stdin()
     try:
-        result = _load(command)(args)
+        with _interruptible():
+            result = _load(command)(args)
     except KeyboardInterrupt as error:
         print(f"stare: interrupted{f'; go on with: {error}' if str(error) else ''}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -124,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise
         _fail(f"a library asked a question on standard input ({error}); run with STARE_DEBUG=1 to see which")
     except OUR_ERRORS as error:
-        message = _our_message(error)
+        message = _our_message(error) or _disk_message(error)
         if _debug() or message is None:
             raise
         _fail(message)

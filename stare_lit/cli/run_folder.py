@@ -9,22 +9,27 @@
 """
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from jsonargparse import Namespace
 
+from stare_lit.data.lock import LOCK, lock_folder
+
 ROOT = Path("runs")
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
+RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK")
 RUN_DIR_VARIABLE = "STARE_RUN_DIR"  # tells the processes that a multi-process launcher starts which folder the first one chose
 
 
-def choose_run_dir(run_dir: str | None, ckpt_path: str | None, *, name: str) -> Path:
+def choose_run_dir(run_dir: str | None, ckpt_path: str | None, *, name: str, held: ExitStack) -> Path:
     """The folder of this run: ``run_dir``, or the first free number under ``runs/<name>/`` where it is None.
 
     A folder that holds a run is continued where ``ckpt_path`` is one of its own checkpoints (or ``last``, ``best``); otherwise it is an error.
+    So is one that another process is writing to: its lock is kept in ``held``, and gone with this process.
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+    if any(int(os.environ.get(name) or 0) > 0 for name in RANKS):
         chosen = run_dir or os.environ.get(RUN_DIR_VARIABLE)
         if chosen is None:
             raise ValueError("run_dir=None: processes started by an outside launcher (torchrun, Slurm) cannot agree on a new folder; give --run_dir")
@@ -32,16 +37,17 @@ def choose_run_dir(run_dir: str | None, ckpt_path: str | None, *, name: str) -> 
     if run_dir is None:
         if ckpt_path in ("last", "best", "hpc"):
             raise ValueError(f"ckpt_path={ckpt_path!r} needs the run to continue: give --run_dir too, or the path of a checkpoint file")
-        chosen = next(folder for number in range(1, 10**6) if not _holds_run(folder := ROOT / name / f"{number:03d}"))
+        chosen = next(folder for number in range(1, 10**6) if _free(folder := ROOT / name / f"{number:03d}", held))
     else:
         chosen = Path(run_dir)
-        if _holds_run(chosen) and not _is_own_checkpoint(chosen, ckpt_path):
+        if ckpt_path == "last" and not holds_run(chosen):
+            raise ValueError(f"ckpt_path='last': there is no run in {chosen}; give its --run_dir, or the path of a checkpoint file")
+        if holds_run(chosen) and not _is_own_checkpoint(chosen, ckpt_path):
             raise ValueError(
                 f"run_dir={run_dir!r} already holds a run. Continue it (--run_dir {run_dir} --ckpt_path last), choose another --run_dir, or leave run_dir "
                 "out to get a new folder."
             )
-        if ckpt_path == "last" and not list((chosen / CHECKPOINTS).glob("last*.ckpt")):
-            raise ValueError(f"ckpt_path='last': there is no last.ckpt in {chosen / CHECKPOINTS}; give the path of a checkpoint file")
+        held.callback(lock_folder(chosen, argument="run_dir").close)
     os.environ[RUN_DIR_VARIABLE] = str(chosen)
     return chosen
 
@@ -65,8 +71,20 @@ def next_config_path(run_dir: Path) -> Path:
     return path
 
 
-def _holds_run(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+def holds_run(folder: Path) -> bool:
+    """Whether anything was begun in ``folder``; a lock alone is none."""
+    return folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()))
+
+
+def _free(folder: Path, held: ExitStack) -> bool:
+    """Whether ``folder`` holds no run and nobody else has just chosen it; then it is ours."""
+    if holds_run(folder):
+        return False
+    try:
+        held.callback(lock_folder(folder, argument="run_dir").close)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_own_checkpoint(run_dir: Path, ckpt_path: str | None) -> bool:

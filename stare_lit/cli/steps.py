@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from stare_lit.cli.run_folder import CHECKPOINTS
+from stare_lit.cli.run_folder import CHECKPOINTS, holds_run
+from stare_lit.data.lock import lock_folder
 from stare_lit.evaluation.report import write_json
 
 TICK = 5.0  # seconds between two notes of the wall time, so that a killed job knows what it has used
@@ -47,9 +48,7 @@ def run_step(step: Step, console: Console) -> float:
         ValueError: it was begun with another command.
         RuntimeError: it failed.
     """
-    record: dict[str, Any] = (
-        json.loads(step.record.read_text()) if step.record.is_file() else {"command": list(step.command), "finished": False, "seconds": 0.0}
-    )
+    record = _read(step)
     if record["command"] != list(step.command):
         raise ValueError(
             f"{step.name}: {step.record} was begun with other settings ({shlex.join(record['command'])}); choose another --root or delete that folder"
@@ -70,7 +69,7 @@ def run_step(step: Step, console: Console) -> float:
                 break
             except subprocess.TimeoutExpired:
                 write_json(step.record, {**record, "seconds": before + time.monotonic() - start})
-    except BaseException:  # Ctrl-C reaches the child by itself; it gets time to save
+    except BaseException:
         _end(process)
         raise
     finally:
@@ -78,7 +77,7 @@ def run_step(step: Step, console: Console) -> float:
         write_json(step.record, record)
     if code == 130:
         raise KeyboardInterrupt
-    if code == EXIT_USAGE and (step.run_dir is None or not step.run_dir.exists()):
+    if code == EXIT_USAGE and (step.run_dir is None or not holds_run(step.run_dir)):
         step.record.unlink()  # nothing was begun, so other settings may follow
     if code:
         raise RuntimeError(
@@ -88,15 +87,26 @@ def run_step(step: Step, console: Console) -> float:
     return record["seconds"]
 
 
+def _read(step: Step) -> dict[str, Any]:
+    if not step.record.is_file():
+        return {"command": list(step.command), "finished": False, "seconds": 0.0}
+    try:
+        record = json.loads(step.record.read_text())
+        return {"command": list(record["command"]), "finished": record["finished"] is True, "seconds": float(record["seconds"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{step.name}: {step.record} is damaged ({error!r}); choose another --root, or delete that file and {step.run_dir}") from error
+
+
 def _continued(step: Step) -> list[str]:
     """Arguments that continue a ``fit`` from its last checkpoint; what was begun and has none is removed, for there is nothing to go on from."""
-    if step.run_dir is None or not step.run_dir.exists():
+    if step.run_dir is None or not holds_run(step.run_dir):
         return []
     checkpoints = sorted((step.run_dir / CHECKPOINTS).glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     if not checkpoints:
         if not step.record.is_file():
             raise ValueError(f"{step.name}: {step.run_dir} is there already, but was not begun by this command; choose another --root or move it away")
-        shutil.rmtree(step.run_dir)
+        with lock_folder(step.run_dir, argument="run_dir"):
+            shutil.rmtree(step.run_dir)
         return []
     last = [path for path in checkpoints if path.name.startswith("last")]
     return ["--ckpt_path", str((last or checkpoints)[-1])]
@@ -108,8 +118,10 @@ def _end_with_parent() -> None:
 
 
 def _end(process: subprocess.Popen) -> None:
+    """Ctrl-C reaches the child by itself, a SIGTERM of ours alone does not; a second signal does not disturb its saving (see ``cli.main``)."""
+    process.terminate()
     try:
         process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
-        process.terminate()
+        process.kill()
         process.wait()

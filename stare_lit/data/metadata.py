@@ -10,7 +10,7 @@ from typing import Any
 
 import stare_lit
 from stare_lit import keys
-from stare_lit.data.shards import Layout, difference
+from stare_lit.data.shards import Layout, difference, sealed, unsealed
 
 SCHEMA_VERSION = 1
 VERSIONED_PACKAGES = ("torch", "torchrl", "tensordict", "mani_skill", "sapien", "numpy")
@@ -51,14 +51,14 @@ def read_metadata(folder: Path, expected: Mapping[str, Any]) -> tuple[Trajectory
     path = folder / "metadata.json"
     if not path.exists():
         raise FileNotFoundError(f"folder={str(folder)!r} holds no trajectories (no metadata.json); make them with `stare demos` or `stare rollouts`")
+    content = unsealed(path)
     try:
-        content = json.loads(path.read_text())
         if content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"{path}: schema version {content['schema_version']}, this package reads {SCHEMA_VERSION}; make the trajectories again")
         values = {item.name: content[item.name] for item in fields(TrajectoryMetadata)}
-        metadata = TrajectoryMetadata(**{**values, "instructions": tuple(values["instructions"])})
+        metadata = TrajectoryMetadata(**{**values, "instructions": tuple(values["instructions"]), "config": dict(values["config"])})
         layout = content["layout"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the metadata of trajectories ({error!r}); choose another folder") from error
     have, want = metadata.flat(), json.loads(json.dumps(dict(expected)))
     if differing := difference(have, {**have, **want}):
@@ -70,7 +70,7 @@ def write_metadata(folder: Path, metadata: TrajectoryMetadata, layout: Layout | 
     """Writes ``metadata.json``, complete or not at all; ``layout`` is None until the first rows are there."""
     content = {"schema_version": SCHEMA_VERSION, **asdict(metadata), "layout": layout, "versions": package_versions()}
     temporary = folder / ".metadata.json"
-    temporary.write_text(json.dumps(content, indent=1))
+    temporary.write_text(sealed(json.loads(json.dumps(content))))
     os.replace(temporary, folder / "metadata.json")
 
 

@@ -87,6 +87,7 @@ def collect_rollouts(
     image_size: int,
     env_maker: Callable[[], EnvBase] | None = None,
     show_progress: bool = True,
+    verify: bool = False,
 ) -> Trajectories:
     """Sample the episodes that ``folder`` still lacks; atomic by shards, so a call after a kill goes on where the last one stopped.
 
@@ -97,6 +98,7 @@ def collect_rollouts(
         task, image_size: what the folder must hold, the image side in pixels.
         env_maker: called only where an episode is missing; None is the environment factory.
         show_progress: a bar over episodes.
+        verify: compare the SHA-256 of everything that was stored before.
 
     Returns:
         The folder's trajectories; ``select_episodes`` picks those of ``settings``, for there may be more.
@@ -107,7 +109,7 @@ def collect_rollouts(
     config = {"policy": policy_fingerprint(policy), "temperature": settings.temperature}
     expected = {"task": task, "image_size": image_size, "chunk_size": policy.chunk_size, "kind": "rollouts", **config}
     if (Path(folder) / "metadata.json").exists():
-        stored = Trajectories(folder, **expected)
+        stored = Trajectories(folder, verify=verify, **expected)
         if not _missing(stored, settings):
             return stored
     if env_maker is None:

@@ -176,7 +176,7 @@ class PreferenceDataModule(LightningDataModule):
         """Labels, pairs and reference log-probabilities; the policy is still the one that enters the phase."""
         if self.train_batches is not None or not fitting(self):
             return
-        trajectories = self._rollouts()
+        trajectories = self._rollouts(verify=True)
         chosen = select_episodes(trajectories, self.settings)
         wanted = [keys.SIGNALS, keys.next_(keys.SIGNALS), keys.next_(keys.NUM_STEPS), keys.LOG_PROBS, keys.EPISODE_SEED]
         outcomes, stage_index = label(self.spec, *trajectories.padded(chosen, wanted))
@@ -226,10 +226,10 @@ class PreferenceDataModule(LightningDataModule):
         """The policy handed in through the module, on the device where it will be trained."""
         return self.trainer.lightning_module.policy.to(self.trainer.strategy.root_device)
 
-    def _rollouts(self) -> Trajectories:
+    def _rollouts(self, *, verify: bool = False) -> Trajectories:
         policy = self._policy()
         folder = rollout_folder(self.folder, self.task, policy)
-        return collect_rollouts(policy, folder, self.settings, task=self.task, image_size=self.image_size)
+        return collect_rollouts(policy, folder, self.settings, task=self.task, image_size=self.image_size, verify=verify)
 
     def _reference(self, trajectories: Trajectories) -> Tensor:
         """Computed on the first rank, read by the others."""

@@ -1,12 +1,15 @@
 """Log-probabilities of stored decisions under the reference policy, computed once and kept beside the rollouts."""
 
 import hashlib
+import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tensordict import NestedKey
 from torch import Tensor, nn
 
@@ -14,6 +17,8 @@ from stare_lit import keys
 from stare_lit.data.offline import KEPT, evaluating, policy_fingerprint
 from stare_lit.data.trajectories import Trajectories
 from stare_lit.objectives.executed import sum_executed
+
+log = logging.getLogger(__name__)
 
 LEFT_OUT = (keys.INSTRUCTION_ID, keys.EPISODE_SEED, keys.next_(keys.SIGNALS), keys.next_(keys.SUCCESS))
 
@@ -49,10 +54,8 @@ def reference_log_probs(
     rows = len(trajectories)
     setting = f"{policy_fingerprint(policy)} {temperature} {precision} {rows}"
     file = trajectories.folder / "references" / f"{hashlib.sha256(setting.encode()).hexdigest()[:24]}.safetensors"
-    if file.exists():
-        stored = load_file(file)["log_prob"]
-        if stored.shape == (rows,):
-            return stored
+    if (stored := _stored(file, setting)) is not None:
+        return stored
     device = next(policy.parameters()).device
     wanted, parts = decision_keys(trajectories), []
     with evaluating(policy), torch.no_grad(), context or nullcontext(), Progress(disable=not show_progress) as progress:
@@ -66,6 +69,28 @@ def reference_log_probs(
         raise ValueError(f"policy: its log-probability of stored decision {row} is {float(log_prob[row])}; the weights are damaged, or not those that acted")
     file.parent.mkdir(exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"log_prob": log_prob}, temporary, metadata={"setting": setting})
+    try:
+        save_file({"log_prob": log_prob}, temporary, metadata={"setting": setting, "sha256": _digest(log_prob)})
+    except SafetensorError as error:
+        raise OSError(f"{file} cannot be written ({error}); make room, then run the same command again") from error
     os.replace(temporary, file)
     return log_prob
+
+
+def _stored(file: Path, setting: str) -> Tensor | None:
+    """What was computed before; None where there is none, or a damaged or foreign file in its place: it is then computed again."""
+    try:
+        with safe_open(file, "pt") as content:
+            log_prob, metadata = content.get_tensor("log_prob"), content.metadata() or {}
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError):
+        metadata = {}
+    if metadata.get("setting") == setting and metadata.get("sha256") == _digest(log_prob):
+        return log_prob
+    log.warning("%s is damaged, or of another program: computed again", file)
+    return None
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()

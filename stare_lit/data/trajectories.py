@@ -11,7 +11,6 @@ A folder holds::
 A killed run leaves complete shards and nothing else. Text is not stored: ``instruction_id`` indexes the table of instructions in the metadata.
 """
 
-import fcntl
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
 from stare_lit import keys
+from stare_lit.data.lock import lock_folder
 from stare_lit.data.metadata import TrajectoryMetadata, check_layout, read_metadata, write_metadata
 from stare_lit.data.shards import difference, layout_of, load_shard, write_shard
 
@@ -41,14 +41,9 @@ class TrajectoryWriter:
 
     def __init__(self, folder: str | Path, metadata: TrajectoryMetadata) -> None:
         self.folder, self.metadata = Path(folder), metadata
-        (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / ".lock", "w")
+        self._lock = lock_folder(self.folder, argument="folder")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise ValueError(f"folder={str(folder)!r}: another process is writing to it; wait for it to end, or choose another folder") from None
-        try:
+            (self.folder / "shards").mkdir(exist_ok=True)
             for leftover in (self.folder / "shards").glob(".*"):
                 shutil.rmtree(leftover)  # of a killed writer
             if (self.folder / "metadata.json").exists():

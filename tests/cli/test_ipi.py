@@ -66,6 +66,7 @@ def test_a_step_without_a_checkpoint_starts_anew(tmp_path, commands):
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path, commands):
     (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "notes.txt").touch()
     with pytest.raises(ValueError, match="not begun by this command"):
         run_step(make(tmp_path), Console(quiet=True))
     assert commands[0] == []
