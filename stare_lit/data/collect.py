@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,6 +24,10 @@ from stare_lit import keys
 from stare_lit.data.demonstrator import DemoSettings, run_expert
 from stare_lit.data.trajectories import Trajectories, TrajectoryWriter
 from stare_lit.envs.factory import SEED_RANGES, TOY
+from stare_lit.envs.pool import end_with_parent
+
+BLOCK_SECONDS = 900.0
+"""A worker that takes longer for its 10 episodes hangs (a simulator starts and runs them in half a minute)."""
 
 Block = tuple[range, TensorDict, TensorDict]
 """Seeds, data [rows] and episode table [E] of episodes that were run together."""
@@ -58,7 +63,7 @@ def collect_demos(
 
     Raises:
         ValueError: bad arguments, or a folder that holds other trajectories.
-        RuntimeError: the expert fails too often, the seeds run out, or a worker died.
+        RuntimeError: the expert fails too often, the seeds run out, or a worker died or gave no answer for `BLOCK_SECONDS`.
     """
     settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation)
     if num_episodes < 1:
@@ -154,7 +159,7 @@ def _run_blocks(settings: DemoSettings, blocks: Iterable[range], num_workers: in
         for seeds in blocks:
             yield seeds, *_run(settings, seeds)
         return
-    executor = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,))
+    executor = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_start_worker)
     waiting: deque[tuple[range, Future]] = deque()
     try:
         while True:
@@ -163,14 +168,25 @@ def _run_blocks(settings: DemoSettings, blocks: Iterable[range], num_workers: in
             if not waiting:
                 return
             seeds, future = waiting.popleft()
-            data, table = future.result()
+            data, table = future.result(BLOCK_SECONDS)
             yield seeds, TensorDict(_tensors(data), [len(data[keys.ACTION])]), TensorDict(_tensors(table), [len(seeds)])
+    except TimeoutError as error:
+        for process in list(executor._processes.values()):  # before 3.14 an executor has no public way to end those that hang
+            process.kill()
+        raise RuntimeError(f"a worker process of {settings.task} gave no answer within {BLOCK_SECONDS:g} s and was ended; call again to go on") from error
     except BrokenProcessPool as error:
         raise RuntimeError(f"a worker process of {settings.task} died (out of memory?); call again to go on, with num_workers={num_workers} lowered") from error
     except (ValueError, OSError, RuntimeError) as error:
         raise type(error)(str(error)) from error  # of the worker, as ours
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """One thread; ends with its parent, even a killed one; Ctrl-C is the parent's to answer."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 def _run(settings: DemoSettings, seeds: range) -> tuple[TensorDict, TensorDict]:

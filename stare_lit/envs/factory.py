@@ -60,6 +60,7 @@ def make_env(
     reward: RewardConfig | None = None,
     tokenize: Callable[[Sequence[str]], Tensor] | None = None,
     device: str | torch.device = "cpu",
+    step_timeout: float = 120.0,
     **settings: Any,
 ) -> EnvBase:
     """An environment with batch size ``[num_envs]``, instruction text and stages (see ``stare_lit.keys`` for what it publishes).
@@ -73,6 +74,7 @@ def make_env(
         tokenize: a policy's tokenizer, texts -> int64 [N, L]: publish ``instruction_tokens`` instead of text (for collectors, which would
             copy text at every step).
         device: where the data lives; a CUDA device runs ``physx_cuda``.
+        step_timeout: seconds after which a worker process that gives no answer is an error.
         settings: ``chunk_size``, ``observation``, ``image_size``, ``terminate_on_success``, ``seed_range``, ``max_episode_steps``, ``cameras``,
             ``visuals`` (the last two ManiSkill only), as ``ManiSkillEnv`` documents them.
 
@@ -101,7 +103,7 @@ def make_env(
             base = ManiSkillEnv(task, num_envs=num_envs, device=device, **settings)
         else:
             workers = default_num_workers(num_envs) if num_workers is None else num_workers
-            base = EnvironmentPool(partial(_single, task, **settings), num_envs, workers)
+            base = EnvironmentPool(partial(_single, task, **settings), num_envs, workers, step_timeout=step_timeout)
     instruction = InstructionText(instructions) if tokenize is None else InstructionTokens(tokenize(list(instructions)))
     return TransformedEnv(base, Compose(*stage_transforms(spec, reward), instruction))
 

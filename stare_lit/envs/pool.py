@@ -6,6 +6,8 @@ not say so, its parent spins on a core that the simulators need, and it builds o
 
 import gc
 import multiprocessing.connection
+import os
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,9 +19,6 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
-
-START_SECONDS = 300.0  # a software renderer compiles its shaders at the first start
-STEP_SECONDS = 120.0
 
 SPECS = ("observation_spec", "full_action_spec", "full_reward_spec", "full_done_spec")
 ATTRIBUTES = ("chunk_size", "action_dim", "instructions", "signal_names", "max_episode_steps", "seed_range")
@@ -62,8 +61,16 @@ class Worker:
             env.close()
 
 
+def end_with_parent() -> None:
+    """In a worker process: a thread that ends it as soon as its parent is gone, whatever it is doing and however the parent ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (multiprocessing.connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
 def _serve(connection: Any, make: Callable[[], EnvBase], num_envs: int) -> None:
     """A worker process: obeys (method, arguments) until it is told to close or its parent is gone."""
+    end_with_parent()
     torch.set_num_threads(1)
     try:
         worker = Worker(make, num_envs)
@@ -84,19 +91,24 @@ class EnvironmentPool(EnvBase):
 
     Episode seeds are drawn here, so that results do not depend on the number of processes. ``reset(seed=[...])`` takes one seed for each
     episode that starts, and starts it exactly (see ``ManiSkillEnv``). A ``_reset`` mask resets some rows; a ``_step`` mask lets the others
-    rest: nothing is simulated for them, they stay as they are and earn nothing. A worker that dies, hangs or fails is one clear error.
+    rest: nothing is simulated for them, they stay as they are and earn nothing. A worker that dies or fails is noticed at once, one that hangs
+    after ``step_timeout``: one clear error, and no process stays behind.
 
     Args:
         make: makes one environment with batch size ``[]`` whose ``_reset`` takes ``seed`` and ``exact``; picklable.
         num_envs: environments.
         num_workers: processes; ``num_envs`` must divide over them.
+        step_timeout: seconds that a worker may take for one decision or reset of its environments before it counts as hanging.
+        start_timeout: the same for making them; a software renderer compiles its shaders at the first start.
     """
 
-    def __init__(self, make: Callable[[], EnvBase], num_envs: int, num_workers: int) -> None:
+    def __init__(self, make: Callable[[], EnvBase], num_envs: int, num_workers: int, *, step_timeout: float = 120.0, start_timeout: float = 300.0) -> None:
+        if step_timeout <= 0 or start_timeout <= 0:
+            raise ValueError(f"step_timeout={step_timeout}, start_timeout={start_timeout}: must be above 0 seconds.")
         if num_workers and num_envs % num_workers:
             raise ValueError(f"num_envs={num_envs} does not divide over num_workers={num_workers}; choose a multiple.")
         super().__init__(device="cpu", batch_size=[num_envs])
-        self._each = num_envs // (num_workers or 1)
+        self._each, self._step_timeout = num_envs // (num_workers or 1), step_timeout
         self._processes: list[Any] = []
         self._connections: list[Any] = []
         self._local: Worker | None = None
@@ -116,7 +128,7 @@ class EnvironmentPool(EnvBase):
                 theirs.close()
                 self._processes.append(process)
                 self._connections.append(ours)
-            described = self._collect(range(num_workers), START_SECONDS)[0]
+            described = self._collect(range(num_workers), start_timeout)[0]
         for name in ATTRIBUTES:
             setattr(self, name, described[name])
         for name in SPECS:
@@ -143,7 +155,7 @@ class EnvironmentPool(EnvBase):
                 self._connections[worker].send((method, each))
             except (BrokenPipeError, OSError):
                 self._fail(worker, "has died")
-        self._collect(arguments, STEP_SECONDS)
+        self._collect(arguments, self._step_timeout)
 
     def _collect(self, workers: Any, seconds: float) -> list[Any]:
         """The answers of ``workers``, in their order."""
@@ -152,7 +164,7 @@ class EnvironmentPool(EnvBase):
         while waiting:
             ready: list[Any] = multiprocessing.connection.wait(list(waiting), timeout=seconds)
             if not ready:
-                self._fail(next(iter(waiting.values())), f"did not answer within {seconds:.0f} s")
+                self._fail(next(iter(waiting.values())), f"did not answer within {seconds:g} s")
             for connection in ready:
                 worker = waiting.pop(connection)
                 try:

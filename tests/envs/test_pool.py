@@ -1,9 +1,11 @@
 """EnvironmentPool, against a counting environment: whose turn it is, which rows start anew, what happens when a worker fails."""
 
+import multiprocessing
 import os
 import signal
 import time
 
+import psutil
 import pytest
 import torch
 from tensordict import TensorDict
@@ -12,7 +14,6 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs, step_mdp
 
 from stare_lit import keys
-from stare_lit.envs import pool as pool_module
 from stare_lit.envs.pool import EnvironmentPool
 from stare_lit.envs.rollout import MASK, run_episodes
 
@@ -164,11 +165,10 @@ def test_an_error_while_making_an_environment_is_the_same_error_here():
 
 
 @pytest.mark.parametrize("fault", ["killed", "raises", "hangs"])
-def test_a_worker_that_fails_is_one_clear_error_and_leaves_no_process(fault, monkeypatch):
-    env = EnvironmentPool(Counter, 1, 1)
+def test_a_worker_that_fails_is_one_clear_error_and_leaves_no_process(fault):
+    env = EnvironmentPool(Counter, 1, 1, step_timeout=1.0 if fault == "hangs" else 60.0)
     pids = [process.pid for process in env._processes]
     td = env.reset(seed=[3])
-    monkeypatch.setattr(pool_module, "STEP_SECONDS", 1.0 if fault == "hangs" else 60.0)
     if fault == "killed":
         os.kill(pids[0], signal.SIGKILL)
     message = {
@@ -176,7 +176,34 @@ def test_a_worker_that_fails_is_one_clear_error_and_leaves_no_process(fault, mon
         "raises": "worker 0 failed:(.|\n)*KeyError: 'no such cube'",
         "hangs": "did not answer within 1 s",
     }
+    started = time.monotonic()
     with pytest.raises(RuntimeError, match=message[fault]):
         env.step(decide(td, {"killed": 0.0, "raises": RAISES, "hangs": HANGS}[fault]))
+    assert time.monotonic() - started < 30
     assert not any(alive(pid) for pid in pids)
     env.close()
+
+
+def hang_in_a_worker(connection):
+    env = EnvironmentPool(Counter, 1, 1)
+    td = decide(env.reset(seed=[3]), HANGS)
+    connection.send(env._processes[0].pid)
+    env.step(td)
+
+
+def test_a_worker_that_hangs_ends_with_its_killed_parent():
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=hang_in_a_worker, args=(theirs,))
+    parent.start()
+    assert ours.poll(120)
+    worker = psutil.Process(ours.recv())
+    time.sleep(0.5)  # by now it hangs
+    parent.kill()
+    parent.join()
+    worker.wait(10)
+
+
+def test_timeouts_are_checked():
+    with pytest.raises(ValueError, match="step_timeout=0"):
+        EnvironmentPool(Counter, 1, 0, step_timeout=0)
