@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torchrl.envs import EnvBase
 from stare_lit import keys
 from stare_lit.data.offline import evaluating
 from stare_lit.data.phase import fitting, simulator_only
+from stare_lit.data.ray_rounds import RayRounds, RaySettings
 from stare_lit.envs.factory import SEED_RANGES, make_env
 from stare_lit.envs.transforms import RewardConfig
 
@@ -65,6 +67,7 @@ class RolloutDataModule(LightningDataModule):
         reward: what the policy is paid.
         visuals: renderer meshes of a ManiSkill task.
         device: where the environments live.
+        ray: sample in actors of a Ray cluster, each with its share of ``num_envs`` and seeds of its own; null: here.
         seed: of the rounds.
     """
 
@@ -82,14 +85,18 @@ class RolloutDataModule(LightningDataModule):
         reward: RewardConfig = RewardConfig(),  # noqa: B008 (frozen)
         visuals: Literal["auto", "light", "exact"] = "auto",
         device: str = "cpu",
+        ray: RaySettings | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if ray is not None and num_envs % ray.num_collectors:
+            raise ValueError(f"num_envs={num_envs}: must be a multiple of ray.num_collectors={ray.num_collectors}")
         for name, value in {"num_envs": num_envs, "decisions_per_env": decisions_per_env, "temperature": temperature}.items():
             if value <= 0:
                 raise ValueError(f"{name}={value}: must be above 0.")
         self.task, self.num_envs, self.num_workers, self.decisions_per_env = task, num_envs, num_workers, decisions_per_env
         self.temperature, self.image_size, self.reward, self.device, self.seed = temperature, image_size, reward, device, seed
+        self.ray = ray
         self._settings: dict[str, Any] = {"terminate_on_success": terminate_on_success, "max_episode_steps": max_episode_steps}
         if task != "Toy-v0":
             self._settings["visuals"] = visuals
@@ -99,7 +106,7 @@ class RolloutDataModule(LightningDataModule):
         self.env_steps = 0
         self.round = 0
         self._env: EnvBase | None = None
-        self._collector: Collector | None = None
+        self._collector: Collector | RayRounds | None = None
 
     def setup(self, stage: str) -> None:
         """Starts the environments, once."""
@@ -107,12 +114,16 @@ class RolloutDataModule(LightningDataModule):
             return
         policy = self.trainer.lightning_module.policy
         settings = policy.environment | ({"image_size": self.image_size} if self.image_size else {}) | self._settings
-        self._env = make_env(
-            self.task, self.num_envs, num_workers=self.num_workers, reward=self.reward, tokenize=policy.prompts,
+        make = partial(
+            make_env, self.task, num_workers=self.num_workers, reward=self.reward, tokenize=policy.prompts,
             device=self.device, seed_range=SEED_RANGES["train"], **settings,
         )  # fmt: skip
+        if self.ray is not None:  # started by the first round, when the policy has its adapter
+            self._make_env = partial(make, num_envs=self.num_envs // self.ray.num_collectors)
+            return
+        self._env = make(num_envs=self.num_envs)
         self._acting = _Acting(self.trainer.lightning_module, self.temperature)
-        self._collector = Collector(
+        collector = Collector(
             self._env,
             self._acting,
             frames_per_batch=self.num_envs * self.decisions_per_env,
@@ -121,10 +132,16 @@ class RolloutDataModule(LightningDataModule):
             trust_policy=True,
             auto_register_policy_transforms=False,
         )
-        self._rounds = iter(self._collector)
+        self._collector, self._rounds = collector, iter(collector)
 
     def collect(self) -> TensorDict:
         """One round [num_envs, decisions_per_env] by the present policy."""
+        batch = self._collect_here() if self.ray is None else self._collect_by_ray(self.ray)
+        self.env_steps += int(batch[keys.next_(keys.NUM_STEPS)].sum())
+        self.round += 1
+        return batch
+
+    def _collect_here(self) -> TensorDict:
         seed = self.seed + ROUND_SEED_STRIDE * (self.round * self.trainer.world_size + self.trainer.global_rank)
         self._acting.seconds, started = 0.0, time.perf_counter()
         device = self.trainer.strategy.root_device
@@ -134,8 +151,20 @@ class RolloutDataModule(LightningDataModule):
             batch = next(self._rounds)
         total = time.perf_counter() - started
         self.seconds = {"simulate": total - self._acting.seconds, "policy": self._acting.seconds}
-        self.env_steps += int(batch[keys.next_(keys.NUM_STEPS)].sum())
-        self.round += 1
+        return batch
+
+    def _collect_by_ray(self, ray: RaySettings) -> TensorDict:
+        """The time that policies take in the actors counts as simulation."""
+        trainer, module, started = self.trainer, self.trainer.lightning_module, time.perf_counter()
+        if self._collector is None:
+            if module.device_mesh is not None:
+                raise ValueError("ray: does not go with sharded weights (ModelParallelStrategy), for an actor holds a whole policy; leave data.ray out")
+            mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(trainer.precision))
+            frames = self.num_envs * self.decisions_per_env
+            self._collector = RayRounds(ray, self._make_env, module.policy, temperature=self.temperature, mixed=mixed, frames=frames)
+        first = (self.round * trainer.world_size + trainer.global_rank) * ray.num_collectors
+        batch = self._collector.next(module.policy, [self.seed + ROUND_SEED_STRIDE * (first + worker) for worker in range(ray.num_collectors)])
+        self.seconds = {"simulate": time.perf_counter() - started, "policy": 0.0}
         return batch
 
     def train_dataloader(self) -> DataLoader:
