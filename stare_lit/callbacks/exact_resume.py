@@ -51,7 +51,7 @@ class ExactResume(Callback):
             for logger, (file, num_rows) in zip(_csv_loggers(trainer), saved["metrics"], strict=False):
                 _carry_over(logger, Path(file), num_rows, step_to_come)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # the next hook would be after the first batch was made
         if self._random is not None:
             _set_random_states(self._random[trainer.global_rank])
             self._random = None
