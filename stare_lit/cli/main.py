@@ -158,7 +158,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise
         _fail(f"a library asked a question on standard input ({error}); run with STARE_DEBUG=1 to see which")
     except OUR_ERRORS as error:
-        message = _our_message(error) or _disk_message(error)
+        message = "a configuration refers to itself (a YAML anchor inside what it names)" if isinstance(error, RecursionError) else None
+        message = message or _our_message(error) or _disk_message(error)
         if _debug() or message is None:
             raise
         _fail(message)
