@@ -10,8 +10,9 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
-from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS
+from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS, pose_of
 from stare_lit.envs.simulator import SimulatorConfig, camera_images, is_light, make_simulator
+from stare_lit.envs.stepping import EndEffectorStepper
 from stare_lit.envs.visuals import lighten
 
 ACTION_DIM = 7
@@ -82,6 +83,7 @@ class ManiSkillEnv(EnvBase):
         self.terminate_on_success, self.seed_range, self.dense_reward = terminate_on_success, tuple(seed_range), dense_reward
         self._num = num_envs
         self._measure, self._height = SIGNALS[task]
+        self._stepper = EndEffectorStepper(self._sim) if EndEffectorStepper.fits(self._sim) else None
         self._start_height = self._height(self._sim)
         self._succeeded = torch.zeros(num_envs, dtype=torch.bool, device=self._sim.device)
         self._seeds = torch.zeros(num_envs, dtype=torch.int64)
@@ -91,7 +93,7 @@ class ManiSkillEnv(EnvBase):
     # -- specs ---------------------------------------------------------------------------------------------------------
     def _make_specs(self) -> None:
         batch, device = self.batch_size, self.device
-        first = self._observe()
+        first = self._observe(self._sim.get_info())
         self.signal_names = tuple(first[keys.SIGNALS].keys())
 
         def like(value: Tensor) -> Any:
@@ -123,17 +125,17 @@ class ManiSkillEnv(EnvBase):
         """[N, ...] of the simulator -> the environment's batch."""
         return value if self.batch_size else value[0]
 
-    def _state(self) -> Tensor:
+    def _state(self, info: dict[str, Tensor]) -> Tensor:
         """float32 [N, S]: joint positions and tool pose; in the `state` variant ManiSkill's own state observation."""
         if self.observation == "state":
-            return self._sim.get_obs()
-        return torch.cat([self._sim.agent.robot.get_qpos(), self._sim.agent.tcp.pose.raw_pose], dim=-1)
+            return self._sim.get_obs(info)
+        return torch.cat([self._sim.agent.robot.get_qpos(), pose_of(self._sim.agent.tcp)], dim=-1)
 
-    def _observe(self, info: dict[str, Tensor] | None = None) -> TensorDict:
-        success = (self._sim.get_info() if info is None else info)["success"]
+    def _observe(self, info: dict[str, Tensor]) -> TensorDict:
+        success = info["success"]
         signals = {name: self._shaped(value.to(torch.float32)) for name, value in self._measure(self._sim, self._start_height).items()}
         signals["success"] = self._shaped(success.to(torch.float32))
-        observation: dict[str, Any] = {"state": self._shaped(self._state().to(torch.float32))}
+        observation: dict[str, Any] = {"state": self._shaped(self._state(info).to(torch.float32))}
         if self.observation == "image":
             images = {name: self._shaped(image) for name, image in camera_images(self._sim, self.cameras).items()}
             observation["image"] = images if len(images) > 1 else next(iter(images.values()))
@@ -167,6 +169,8 @@ class ManiSkillEnv(EnvBase):
         _, info = self._sim.reset(seed=self._seeds.tolist(), options=options)
         if rebuild and self._light:
             lighten(self._sim.scene.sub_scenes)
+        if rebuild and self._stepper is not None:
+            self._stepper = EndEffectorStepper(self._sim)
         index = index.to(self._sim.device)
         self._start_height[index] = self._height(self._sim)[index]
         self._succeeded[index] = False
@@ -191,6 +195,17 @@ class ManiSkillEnv(EnvBase):
             td[keys.DENSE_REWARD] = column(torch.zeros(self._num))
         return td
 
+    def _advance(self, action: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """One control step: the simulator's info and its dense reward [N] (0 where it was not asked for)."""
+        if self._stepper is None:
+            _, reward, _, _, info = self._sim.step(action)
+            return info, reward
+        self._stepper.step(action[0].numpy())
+        info = self._sim.get_info()
+        if not self.dense_reward:
+            return info, torch.zeros(self._num)
+        return info, self._sim.get_reward(obs=self._sim.get_obs(info, unflattened=True), action=action, info=info)
+
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         chunk = tensordict[keys.ACTION_CHUNK].reshape(self._num, self.chunk_size, ACTION_DIM).to(self._sim.device)
         mask = tensordict.get("_step", None)
@@ -200,7 +215,7 @@ class ManiSkillEnv(EnvBase):
         step_reward = torch.zeros(self._num, self.chunk_size, device=chunk.device)
         dense = torch.zeros(self._num, device=chunk.device)
         for i in range(self.chunk_size):
-            _, reward, _, _, info = self._sim.step(chunk[:, i] * running[:, None])
+            info, reward = self._advance(chunk[:, i] * running[:, None])
             success = info["success"].bool()
             step_reward[:, i] = (success.float() - succeeded.float()) * running
             dense += reward * running
