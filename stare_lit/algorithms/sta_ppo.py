@@ -179,7 +179,7 @@ class StaPPOModule(PhaseModule):
         done = after[keys.DONE]
         counted = (done, after[keys.SUCCESS] & done, after["sparse_reward"], after[keys.REWARD], after[keys.NUM_STEPS], torch.tensor(data.env_steps))
         episodes, successes, sparse, shaped, steps, env_steps = self.total(torch.stack([part.sum().double().to(self.device) for part in counted]))
-        seconds = {"simulate": data.seconds["simulate"], "policy": data.seconds["policy"], "update": update_seconds}
+        seconds = data.seconds | {"update": update_seconds}
         ended = episodes.clamp_min(1)
         metrics |= {
             "rollout/success": successes / ended,
@@ -189,8 +189,9 @@ class StaPPOModule(PhaseModule):
             "rollout/episode_length": steps / ended,
             "rollout/value": masked_mean(batch[keys.STATE_VALUE].squeeze(-1)),
             "rollout/env_steps": env_steps,
+            "rollout/staleness": data.lag,
             **{f"time/{name}": value for name, value in seconds.items()},
-            "time/env_steps_per_second": steps / sum(seconds.values()),
+            "time/env_steps_per_second": steps / (seconds["wait"] + update_seconds),
         }
         self.log_dict({name: float(value) for name, value in metrics.items()}, batch_size=1, sync_dist=True)
         self.log("success", float(metrics["rollout/success"]), prog_bar=True, logger=False, batch_size=1, sync_dist=True)

@@ -14,6 +14,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
+from stare_lit.data.ahead import Ahead
 from stare_lit.data.offline import evaluating
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.ray_rounds import RayRounds, RaySettings
@@ -22,6 +23,9 @@ from stare_lit.envs.transforms import RewardConfig
 
 ROUND_SEED_STRIDE = 10_007
 
+WRITTEN = (keys.VLA_ACTION, keys.INSTRUCTION_TOKENS, keys.STATE_VALUE)
+"""What a policy writes into a decision."""
+
 
 class _Acting(nn.Module):
     """The policy as a collector calls it: samples with its value, without gradients, and keeps the time that takes."""
@@ -29,12 +33,25 @@ class _Acting(nn.Module):
     def __init__(self, module: Any, temperature: float) -> None:
         super().__init__()
         self._module, self._temperature = [module], temperature  # in a list: not a child, a collector must not copy or move it
+        self._generator = torch.Generator()
+        self.ahead: Ahead | None = None
+        self.seconds = 0.0
+
+    def start_round(self, seed: int) -> None:
+        """The tokens of the next round depend on ``seed`` alone."""
+        # a generator of its own: another thread may be drawing from the global one
+        self._generator = torch.Generator(self._module[0].trainer.strategy.root_device).manual_seed(seed)
         self.seconds = 0.0
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         module, started = self._module[0], time.perf_counter()
+        if self.ahead is not None:
+            self.ahead.check()
+        policy = module.policy if self.ahead is None else self.ahead.policy
         with torch.no_grad(), module.trainer.precision_plugin.forward_context():
-            tensordict = module.policy.act(tensordict, temperature=self._temperature, value=True)
+            acted = policy.act(tensordict.to(self._generator.device), temperature=self._temperature, value=True, generator=self._generator)
+        if acted is not tensordict:
+            tensordict.update(acted.select(*WRITTEN).to(tensordict.device))
         self.seconds += time.perf_counter() - started
         return tensordict
 
@@ -68,6 +85,8 @@ class RolloutDataModule(LightningDataModule):
         visuals: renderer meshes of a ManiSkill task.
         device: where the environments live.
         ray: sample in actors of a Ray cluster, each with its share of ``num_envs`` and seeds of its own; null: here.
+        staleness: rounds that the sampling policy may lie behind the learner. 0: sample, then learn. 1: sample the next round while this one is
+            learnt from, by a frozen copy of the policy (one more copy of its weights in memory); the ratio is taken to what that copy did.
         seed: of the rounds.
     """
 
@@ -86,9 +105,14 @@ class RolloutDataModule(LightningDataModule):
         visuals: Literal["auto", "light", "exact"] = "auto",
         device: str = "cpu",
         ray: RaySettings | None = None,
+        staleness: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if staleness not in (0, 1):
+            raise ValueError(f"staleness={staleness}: 0 (sample, then learn) or 1; one set of environments cannot usefully be further ahead")
+        if ray is not None and staleness:
+            raise ValueError(f"staleness={staleness} with ray: Ray's actors are sent the newest weights before every round; leave one of the two out")
         if ray is not None and num_envs % ray.num_collectors:
             raise ValueError(f"num_envs={num_envs}: must be a multiple of ray.num_collectors={ray.num_collectors}")
         for name, value in {"num_envs": num_envs, "decisions_per_env": decisions_per_env, "temperature": temperature}.items():
@@ -96,17 +120,22 @@ class RolloutDataModule(LightningDataModule):
                 raise ValueError(f"{name}={value}: must be above 0.")
         self.task, self.num_envs, self.num_workers, self.decisions_per_env = task, num_envs, num_workers, decisions_per_env
         self.temperature, self.image_size, self.reward, self.device, self.seed = temperature, image_size, reward, device, seed
-        self.ray = ray
+        self.ray, self.staleness = ray, staleness
         self._settings: dict[str, Any] = {"terminate_on_success": terminate_on_success, "max_episode_steps": max_episode_steps}
         if task != "Toy-v0":
             self._settings["visuals"] = visuals
         elif max_episode_steps is None:
             del self._settings["max_episode_steps"]
-        self.seconds = {"simulate": 0.0, "policy": 0.0}
+        self.seconds = {"simulate": 0.0, "policy": 0.0, "wait": 0.0}
+        """Of the present round: in the simulator, in the policy, and how long the learner waited for it."""
+        self.lag = 0
+        """Rounds that the policy which sampled the present round lay behind the learner."""
         self.env_steps = 0
         self.round = 0
         self._env: EnvBase | None = None
         self._collector: Collector | RayRounds | None = None
+        self._ahead: Ahead | None = None
+        self._restored: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
         """Starts the environments, once."""
@@ -135,25 +164,48 @@ class RolloutDataModule(LightningDataModule):
         self._collector, self._rounds = collector, iter(collector)
 
     def collect(self) -> TensorDict:
-        """One round [num_envs, decisions_per_env] by the present policy."""
-        batch = self._collect_here() if self.ray is None else self._collect_by_ray(self.ray)
+        """One round [num_envs, decisions_per_env] by the present policy, or with ``staleness`` by the one of a round ago."""
+        started = time.perf_counter()
+        if self.ray is not None:
+            batch, seconds = self._sample_by_ray(self.ray)
+        elif self.staleness:
+            batch, seconds = self._collect_ahead()
+        else:
+            with evaluating(self.trainer.lightning_module.policy):
+                batch, seconds = self._sample(self.round)
+        self.seconds = {**seconds, "wait": time.perf_counter() - started}
         self.env_steps += int(batch[keys.next_(keys.NUM_STEPS)].sum())
         self.round += 1
         return batch
 
-    def _collect_here(self) -> TensorDict:
-        seed = self.seed + ROUND_SEED_STRIDE * (self.round * self.trainer.world_size + self.trainer.global_rank)
-        self._acting.seconds, started = 0.0, time.perf_counter()
-        device = self.trainer.strategy.root_device
-        with evaluating(self.trainer.lightning_module.policy), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)  # of the sampled tokens
-            self._env.set_seed(seed)
-            batch = next(self._rounds)
+    def _sample(self, number: int) -> tuple[TensorDict, dict[str, float]]:
+        """Round ``number``, and the seconds it took."""
+        seed = self.seed + ROUND_SEED_STRIDE * (number * self.trainer.world_size + self.trainer.global_rank)
+        started = time.perf_counter()
+        self._acting.start_round(seed)
+        self._env.set_seed(seed)
+        batch = next(self._rounds)
         total = time.perf_counter() - started
-        self.seconds = {"simulate": total - self._acting.seconds, "policy": self._acting.seconds}
-        return batch
+        return batch, {"simulate": total - self._acting.seconds, "policy": self._acting.seconds}
 
-    def _collect_by_ray(self, ray: RaySettings) -> TensorDict:
+    def _collect_ahead(self) -> tuple[TensorDict, dict[str, float]]:
+        """The round that was sampled meanwhile; the next one begins with the present weights."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        if self._ahead is None:
+            if module.device_mesh is not None:
+                raise ValueError(f"staleness={self.staleness}: does not go with sharded weights (ModelParallelStrategy), for the policy that samples "
+                                 "meanwhile is a whole copy; set data.staleness to 0")  # fmt: skip
+            self._ahead = self._acting.ahead = Ahead(module.policy, self._restored, self.round)
+        ahead = self._ahead
+        batch, seconds = ahead.result(partial(self._sample, self.round))
+        self.lag = self.round - ahead.learnt
+        assert 0 <= self.lag <= self.staleness, f"round {self.round} was sampled by a policy of round {ahead.learnt}"
+        ahead.freeze(module.policy, self.round)
+        if trainer.max_epochs == -1 or trainer.current_epoch + 1 < trainer.max_epochs:
+            ahead.start(partial(self._sample, self.round + 1))
+        return batch, seconds
+
+    def _sample_by_ray(self, ray: RaySettings) -> tuple[TensorDict, dict[str, float]]:
         """The time that policies take in the actors counts as simulation."""
         trainer, module, started = self.trainer, self.trainer.lightning_module, time.perf_counter()
         if self._collector is None:
@@ -164,8 +216,7 @@ class RolloutDataModule(LightningDataModule):
             self._collector = RayRounds(ray, self._make_env, module.policy, temperature=self.temperature, mixed=mixed, frames=frames)
         first = (self.round * trainer.world_size + trainer.global_rank) * ray.num_collectors
         batch = self._collector.next(module.policy, [self.seed + ROUND_SEED_STRIDE * (first + worker) for worker in range(ray.num_collectors)])
-        self.seconds = {"simulate": time.perf_counter() - started, "policy": 0.0}
-        return batch
+        return batch, {"simulate": time.perf_counter() - started, "policy": 0.0}
 
     def train_dataloader(self) -> DataLoader:
         """One batch, the round."""
@@ -180,15 +231,23 @@ class RolloutDataModule(LightningDataModule):
         return simulator_only()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands."""
-        return {"round": self.round, "env_steps": self.env_steps}
+        """Where the run stands, and the weights that a pending round is sampled with."""
+        return {"round": self.round, "env_steps": self.env_steps} | ({} if self._ahead is None else {"ahead": self._ahead.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.round, self.env_steps = state["round"], state["env_steps"]
+        self.round, self.env_steps, self._restored = state["round"], state["env_steps"], state.get("ahead")
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Ends the thread that samples; a run that fails or is interrupted is not torn down."""
+        if self._ahead is not None:
+            self._ahead.stop()
 
     def teardown(self, stage: str) -> None:
-        """Stops the simulators."""
+        """Stops the thread and the simulators."""
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._ahead = None
         if self._collector is not None:
             self._collector.shutdown()
             self._collector = self._env = None

@@ -102,7 +102,8 @@ PHASES = {
 class Data(LightningDataModule):
     """One batch, this process's share of it, and the settings that the modules read."""
 
-    chunk_size, temperature, seconds, env_steps = CHUNK, 1.0, {"simulate": 1.0, "policy": 1.0}, 12
+    chunk_size, temperature, seconds, env_steps = CHUNK, 1.0, {"simulate": 1.0, "policy": 1.0, "wait": 2.0}, 12
+    lag = 0
     reward = SimpleNamespace(gamma=0.99, bootstrap_truncation=True)
     stage_names = ("reach", "grasp", "place")
 
