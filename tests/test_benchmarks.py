@@ -1,7 +1,9 @@
-"""Benchmarks that need a GPU run here on the CPU, at the size of a test: every line but the numbers."""
+"""Benchmarks at the size of a test: every line but the numbers. Those that need a GPU run on the CPU."""
 
-import importlib.util
+import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,16 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def openvla():
-    spec = importlib.util.spec_from_file_location("openvla_7b", ROOT / "benchmarks" / "openvla_7b.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def load(name):
+    """The script benchmarks/<name>.py as a module."""
+    folder = str(ROOT / "benchmarks")
+    if folder not in sys.path:
+        sys.path.append(folder)  # processes that the script spawns find it, too
+    return importlib.import_module(name)
 
 
-def test_openvla_7b_on_the_cpu(openvla, tmp_path, capsys):
+def test_openvla_7b_on_the_cpu(tmp_path, capsys):
+    openvla = load("openvla_7b")
     arguments = ["--shape", "tiny", "--device", "cpu", "--micro_batch_size", "4", "--warmup", "1", "--repeats", "2", "--output", str(tmp_path / "out.json")]
     openvla.main(arguments)
     found = json.loads((tmp_path / "out.json").read_text())
@@ -27,3 +29,43 @@ def test_openvla_7b_on_the_cpu(openvla, tmp_path, capsys):
     assert all(row["seconds"] > 0 and row["share_of_matmul"] > 0 and row["tokens_per_second"] > 0 for row in found["phases"].values())
     assert {"config", "hardware", "versions", "matmul_flops_per_second"} <= set(found)
     assert "decisions/s" in capsys.readouterr().out
+
+
+def test_rollout_rate_compares_in_pairs():
+    class Side:
+        def __init__(self, *rates):
+            self.rates = iter(rates)
+
+        def rate(self, seconds):
+            return next(self.rates)
+
+    found = load("rollout_rate").compare(Side(1.0, 10.0, 20.0, 10.0), Side(1.0, 40.0, 50.0, 30.0), pairs=3, seconds=1.0)
+    assert found["ratio"] == 3.0 and found["ratio_range"] == [2.5, 4.0]
+    assert found["stock"] == 10.0 and found["ours"] == 40.0
+
+
+def test_rollout_rate_runs(tmp_path):
+    arguments = ["--workers", "1", "--envs_per_worker", "2", "--image_sizes", "--pairs", "1", "--seconds", "0.5", "--output", str(tmp_path / "out.json")]
+    load("rollout_rate").main(arguments)
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["observation"] == "state" and row["stock"] > 0 and row["ours"] > 0
+
+
+def test_endurance_sees_a_leak_and_no_noise():
+    endurance, hours = load("endurance"), [i / 100 for i in range(51)]
+    noise = [(-1) ** i for i in range(51)]
+    leak = endurance.trend(hours, [1000 + 60 * hour + wobble for hour, wobble in zip(hours, noise, strict=True)])
+    level = endurance.trend(hours, [1000 + wobble for wobble in noise])
+    assert leak["low"] > 50 and leak["high"] < 70
+    assert level["low"] < 0 < level["high"] and level["level"] == pytest.approx(1000, abs=1)
+
+
+def test_endurance_counts_the_memory_of_children():
+    endurance, block = load("endurance"), 64
+    alone = endurance.memory(os.getpid())
+    code = f"data = b'x' * ({block} * 2**20); print('ready', flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    assert child.pid in endurance.tree(os.getpid())
+    assert endurance.memory(os.getpid()) - alone > block
+    child.communicate(b"\n")

@@ -132,6 +132,11 @@ class TestErrors:
         with pytest.raises(ValueError, match="Nope"):
             front.main(["eval"])
 
+    def test_lightnings_word_for_a_wrong_setting(self, in_process, run_root, capsys):
+        Path("boring.yaml").write_text(yaml.safe_dump(BORING))
+        assert in_process("fit", "--config", "boring.yaml", "--trainer.max_time=half an hour") == front.EXIT_USAGE
+        assert "not a valid duration" in capsys.readouterr().err
+
     def test_our_error_inside_a_class_that_the_parser_makes(self, in_process, run_root, capsys):
         """jsonargparse wraps it in one about union types, which helps nobody."""
         policy = {"class_path": "stare_lit.models.vla.VLAPolicy.from_pretrained", "init_args": {"path": "nowhere"}}

@@ -38,7 +38,6 @@ ENVIRONMENT = {
     "WANDB_SILENT": "true",
     "PYTHONUNBUFFERED": "1",  # for child processes
 }
-OUR_ERRORS = (ValueError, OSError, RuntimeError, ArithmeticError)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 EXIT_USAGE = 2
@@ -76,10 +75,12 @@ def _close_stdin() -> None:
 def _our_message(error: BaseException | None) -> str | None:
     """The message of ``error``, or of what caused it, where a ``raise`` statement of this package raised it: then it is meant for the user.
 
-    The causes count because jsonargparse wraps an error of a class that it makes.
+    The causes count because jsonargparse wraps an error of a class that it makes. Lightning has a class of its own for a wrong setting.
     """
     package = Path(__file__).resolve().parent.parent
     while error is not None:
+        if type(error).__name__ == "MisconfigurationException":
+            return str(error)
         frames = traceback.extract_tb(error.__traceback__)
         if frames and Path(frames[-1].filename).resolve().is_relative_to(package) and (frames[-1].line or "").startswith("raise"):
             return str(error)
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if _debug():
             raise
         _fail(f"a library asked a question on standard input ({error}); run with STARE_DEBUG=1 to see which")
-    except OUR_ERRORS as error:
+    except Exception as error:
         message = "a configuration refers to itself (a YAML anchor inside what it names)" if isinstance(error, RecursionError) else None
         message = message or _our_message(error) or _disk_message(error)
         if _debug() or message is None:

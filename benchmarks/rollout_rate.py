@@ -1,0 +1,159 @@
+"""Environment steps per second against stock ManiSkill, with camera images and with state observations, one step a decision.
+
+Run alone on the machine: python benchmarks/rollout_rate.py [--workers 1 2 4 8] [--image_sizes 64 128] [--pairs 5] [--seconds 8]
+
+Stock: in each of N processes one ``gym.make`` environment (one on CPU physics is all that it takes) in a bare loop of random actions, the processes
+not waiting for each other, which is the most favourable to it. Ours: ``make_env`` with N worker processes, stages, rewards and signals included, stepped
+together by TorchRL's ``step_and_maybe_reset``. Both act by ``pd_ee_delta_pose`` with the task's own limit of steps, and resets count. Both stay alive
+and are measured in turn, a pair at a time; the ratio is the median over pairs. Ours draws with light meshes unless --visuals says otherwise.
+"""
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torchrl.envs import EnvBase
+
+from stare_lit import keys
+from stare_lit.envs.factory import make_env
+from stare_lit.evaluation.report import console, hardware, package_versions
+
+RESULTS = Path(__file__).parent / "results" / "rollout_rate.json"
+
+
+def make_stock(task: str, observation: str, image_size: int) -> Any:
+    """ManiSkill's environment as its documentation makes it, for one scene on the CPU."""
+    import gymnasium
+    import mani_skill.envs  # noqa: F401  registers the tasks
+
+    sees = observation == "image"
+    return gymnasium.make(
+        task,
+        obs_mode="rgb" if sees else "state",
+        control_mode="pd_ee_delta_pose",
+        sim_backend="physx_cpu",
+        render_backend="cpu" if sees else "none",
+        **({"sensor_configs": {"width": image_size, "height": image_size}} if sees else {}),
+    )
+
+
+def run_stock(task: str, observation: str, image_size: int, connection: Any) -> None:
+    """A process: steps for as many seconds as it is told, and answers with its steps and the seconds they took."""
+    torch.set_num_threads(1)
+    env = make_stock(task, observation, image_size)
+    env.reset(seed=os.getpid())
+    connection.send(None)
+    while (seconds := connection.recv()) is not None:
+        steps, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            if terminated or truncated:
+                env.reset()
+            steps += 1
+        connection.send((steps, time.perf_counter() - started))
+
+
+class Stock:
+    """N processes of ``run_stock``."""
+
+    def __init__(self, num: int, *settings: Any) -> None:
+        context = mp.get_context("spawn")
+        pipes = [context.Pipe() for _ in range(num)]
+        self.connections = [ours for ours, _ in pipes]
+        for _, theirs in pipes:
+            context.Process(target=run_stock, args=(*settings, theirs), daemon=True).start()
+            theirs.close()  # so that a process that dies is an error here, not a hang
+        for connection in self.connections:
+            connection.recv()
+
+    def rate(self, seconds: float) -> float:
+        """Steps a second of all together."""
+        for connection in self.connections:
+            connection.send(seconds)
+        return sum(steps / taken for steps, taken in (connection.recv() for connection in self.connections))
+
+    def close(self) -> None:
+        """End the processes."""
+        for connection in self.connections:
+            connection.send(None)
+
+
+class Ours:
+    """``make_env`` under random actions."""
+
+    def __init__(self, num_envs: int, num_workers: int, task: str, observation: str, image_size: int, visuals: str) -> None:
+        self.env: EnvBase = make_env(task, num_envs, num_workers=num_workers, observation=observation, image_size=image_size, visuals=visuals)
+        self.state = self.env.reset()
+
+    def rate(self, seconds: float) -> float:
+        """Steps a second of all together."""
+        steps, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            after, self.state = self.env.step_and_maybe_reset(self.env.rand_action(self.state))
+            steps += int(after["next", keys.NUM_STEPS].sum())
+        return steps / (time.perf_counter() - started)
+
+    def close(self) -> None:
+        """End the processes."""
+        self.env.close()
+
+
+def compare(stock: Stock, ours: Ours, pairs: int, seconds: float) -> dict[str, Any]:
+    """Rates of both in turn (the order alternates), after a turn of each that is not counted; their medians and the median ratio of a pair."""
+    for side in (stock, ours):
+        side.rate(seconds / 4)
+    rates: dict[str, list[float]] = {"stock": [], "ours": []}
+    for pair in range(pairs):
+        turn = (("stock", stock), ("ours", ours))
+        for name, side in turn if pair % 2 == 0 else reversed(turn):
+            rates[name].append(side.rate(seconds))
+    ratios = [ours / stock for stock, ours in zip(rates["stock"], rates["ours"], strict=True)]
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return medians | {"ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)], "pairs": rates}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="PushCube-v1")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of processes")
+    parser.add_argument("--envs_per_worker", type=int, default=8, help="environments of ours in a process")
+    parser.add_argument("--image_sizes", type=int, nargs="*", default=[64, 128], help="pixels; the first is measured over all --workers, the others at --at")
+    parser.add_argument("--at", type=int, default=min(2, os.cpu_count() or 1), help="processes for the other image sizes")
+    parser.add_argument("--visuals", default="auto")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args(argv)
+    cells = [("state", 64, num) for num in arguments.workers]
+    for i, size in enumerate(arguments.image_sizes):
+        cells += [("image", size, num) for num in (arguments.workers if i == 0 else [arguments.at])]
+    table = Table("observation", "processes", "stock, steps/s", "ours, steps/s", "ratio", "range of ratios", title=f"{arguments.task}, one step a decision")
+    rows = []
+    for observation, size, num in cells:
+        console().print(f"{observation} {size if observation == 'image' else ''} with {num} processes ...")
+        stock = Stock(num, arguments.task, observation, size)
+        ours = Ours(num * arguments.envs_per_worker, num, arguments.task, observation, size, arguments.visuals)
+        found = compare(stock, ours, arguments.pairs, arguments.seconds)
+        stock.close()
+        ours.close()
+        name = f"image, {size} px" if observation == "image" else "state"
+        rows.append({"observation": name, "processes": num, **found})
+        low, high = found["ratio_range"]
+        table.add_row(name, str(num), f"{found['stock']:.0f}", f"{found['ours']:.0f}", f"{found['ratio']:.2f}", f"{low:.2f} - {high:.2f}")
+    console().print(table)
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items() if name != "output"}
+    content = {"config": config, "rows": rows, "hardware": hardware(), "versions": package_versions()}
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps(content, indent=2) + "\n")
+    console().print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
