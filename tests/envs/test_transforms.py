@@ -82,13 +82,16 @@ def test_specs(mode: str) -> None:
     terminal=st.sampled_from(["zero", "keep"]),
     bootstrap=st.booleans(),
     terminate=st.booleans(),
+    shaping_gamma=st.sampled_from([None, 1.0, 0.8]),
     seed=st.integers(0, 10_000),
 )
 def test_shaping_telescopes(
-    gamma: float, chunk: int, limit: int, mode: str, stage_mode: str, form: str, terminal: str, bootstrap: bool, terminate: bool, seed: int
-) -> None:
-    """sum_t gamma^t F_t = c (gamma^T Phi(s_T) - Phi(s_0)) over every episode, whatever ends it and whoever is reset beside it."""
-    config = RewardConfig(mode, gamma, 0.7, stage_mode, form, terminal, bootstrap)
+    gamma: float, chunk: int, limit: int, mode: str, stage_mode: str, form: str, terminal: str, bootstrap: bool, terminate: bool,
+    shaping_gamma: float | None, seed: int,
+) -> None:  # fmt: skip
+    """sum_t gamma^t F_t = c (gamma^T Phi(s_T) - Phi(s_0)) over every episode, whatever ends it and whoever is reset beside it; gamma is the shaping's."""
+    config = RewardConfig(mode, gamma, 0.7, stage_mode, form, terminal, bootstrap, shaping_gamma=shaping_gamma)
+    gamma = gamma if shaping_gamma is None else shaping_gamma
     env = make(config, chunk_size=chunk, max_episode_steps=limit, terminate_on_success=terminate, observation="state")
     env.set_seed(seed)
     count = 0
@@ -245,7 +248,13 @@ def test_missing_parts_are_named() -> None:
         env.step(env.rand_action(env.reset().exclude(keys.STAGE_INDEX)))
 
 
-@pytest.mark.parametrize("bad", [{"mode": "shaped"}, {"stage_mode": "none"}, {"form": "log"}, {"terminal": "drop"}, {"gamma": 1.5}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"mode": "shaped"}, {"stage_mode": "none"}, {"form": "log"}, {"terminal": "drop"}, {"gamma": 1.5}, {"shaping_gamma": -0.1},
+        {"shaping_gamma": 1.0, "mode": "sparse"},
+    ],
+)  # fmt: skip
 def test_bad_config(bad: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         RewardConfig(**bad)

@@ -36,6 +36,9 @@ class RewardConfig:
         bootstrap_truncation: whether a time limit keeps its next potential, because the learner bootstraps its next value there. False
             where the learner treats truncation as an end.
         monotone: whether the stage may only rise.
+        shaping_gamma: discount inside the shaping (ours); null: ``gamma``, the potential that leaves the best policy as it is. That one pays
+            nothing to a policy that never succeeds, once its critic knows the potential: V = -Phi, and every advantage is 0. With 1 the
+            progress itself is paid, so that learning can start from nothing; take ``terminal: keep`` with it, so that success is progress too.
     """
 
     mode: RewardMode = "stage"
@@ -46,14 +49,19 @@ class RewardConfig:
     terminal: Terminal = "zero"
     bootstrap_truncation: bool = True
     monotone: bool = False
+    shaping_gamma: float | None = None
 
     def __post_init__(self) -> None:
         choices = {"mode": RewardMode, "stage_mode": PotentialMode, "form": PotentialForm, "terminal": Terminal}
         for name, allowed in choices.items():
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose from {get_args(allowed)}")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"gamma={self.gamma}: must lie in [0, 1]")
+        for name in ("gamma", "shaping_gamma"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name}={value}: must lie in [0, 1]")
+        if self.shaping_gamma is not None and not self.shaped:
+            raise ValueError(f"shaping_gamma={self.shaping_gamma}: mode={self.mode!r} has no shaping; leave it out, or choose mode 'stage' or 'potential'")
 
     @property
     def shaped(self) -> bool:
@@ -99,7 +107,7 @@ class StageReward(Transform):
         return shaping(
             tensordict.get(keys.POTENTIAL),
             next_tensordict.get(keys.POTENTIAL),
-            gamma=config.gamma,
+            gamma=config.gamma if config.shaping_gamma is None else config.shaping_gamma,
             num_steps=next_tensordict.get(keys.NUM_STEPS).squeeze(-1),
             terminated=next_tensordict.get(keys.TERMINATED).squeeze(-1),
             truncated=next_tensordict.get(keys.TRUNCATED).squeeze(-1),
