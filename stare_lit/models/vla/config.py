@@ -55,6 +55,7 @@ class VLAConfig:
         cameras: names below ``("observation", "image")``; empty where the image itself lies there. Patches of several cameras follow one another.
         projector: ``linear``, or ``openvla``, its MLP (three layers for several towers, two for one); ``none`` with a ``backbone``.
         state_dim: size of the proprioception vector; 0: the policy does not read it.
+        normalize_state: read it by mean and standard deviation, which are set before training (``StateStatistics``) and saved with the weights.
         decoding: ``autoregressive`` (one token after another, key/value cache) or ``parallel`` (all tokens of the chunk in one pass).
         attention: ``causal``, or ``bidirectional`` over the whole sequence (parallel decoding only).
         attention_kernel: ``sdpa``, or ``eager``, which is faster for short sequences on the CPU (torch 2.13, bfloat16, 44 positions: backward 3 against 65 ms).
@@ -75,6 +76,7 @@ class VLAConfig:
     cameras: tuple[str, ...] = ()
     projector: Literal["linear", "openvla", "none"] = "linear"
     state_dim: int = 0
+    normalize_state: bool = False
     action_dim: int = 7
     chunk_size: int = 1
     num_bins: int = 256
@@ -104,6 +106,8 @@ class VLAConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if self.normalize_state and not self.state_dim:
+            raise ValueError("normalize_state=True and state_dim=0: there is no state to normalise; set state_dim, or leave it out")
         if self.attention == "bidirectional" and self.decoding == "autoregressive":
             raise ValueError("attention='bidirectional' with decoding='autoregressive': a token would see its own answer; use decoding='parallel'")
         if not 0.0 < self.image_crop <= 1.0:

@@ -16,6 +16,7 @@ from stare_lit.models.vla.image_text import BackboneVision, build_backbone
 from stare_lit.models.vla.inputs import Inputs, read_inputs
 from stare_lit.models.vla.instruction import PromptTokenizer
 from stare_lit.models.vla.sequence import attention_mask, extend, positions, sample
+from stare_lit.models.vla.state import NormalizedLinear
 from stare_lit.models.vla.towers import VisionEncoder, projector
 from stare_lit.models.vla.value_head import ValueHead
 
@@ -47,7 +48,8 @@ class VLAPolicy(nn.Module):
         self.vision = BackboneVision(config, backbone) if backbone is not None else VisionEncoder(config) if config.towers else None
         self.conditioned = any(tower.kwargs.get("film") for tower in config.towers)
         self.projector = projector(config.projector, self.vision.width, width, len(config.towers)) if self.vision else None
-        self.state_projector = nn.Linear(config.state_dim, width) if config.state_dim else None
+        project = NormalizedLinear if config.normalize_state else nn.Linear
+        self.state_projector = project(config.state_dim, width) if config.state_dim else None
         self.language_model = backbone or LlamaForCausalLM(
             LlamaConfig(**{**config.llm, "is_causal": self.causal, "use_cache": False, "attn_implementation": config.attention_kernel})
         )

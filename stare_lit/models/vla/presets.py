@@ -23,6 +23,7 @@ def tiny(
     keypoints: int = 0,
     film: bool = False,
     observation: Literal["image", "state"] = "image",
+    normalize_state: bool = False,
     action_dim: int = 7,
     decoding: Literal["parallel", "autoregressive"] = "parallel",
     value_signals: tuple[str, ...] = (),
@@ -40,6 +41,7 @@ def tiny(
         keypoints: spatial-softmax positions that the tower adds as one token (see ``ConvStem``); 0: none.
         film: let the instruction say what the keypoints look for.
         observation: ``state`` is without a tower, for the privileged low-dimensional variant of an environment.
+        normalize_state: by mean and standard deviation, which the ``StateStatistics`` callback takes before training.
         decoding: ``parallel`` (bidirectional attention) or ``autoregressive``.
         value_signals: privileged signals that the value head also reads in training.
         detach_value: keep the value loss from the shared trunk.
@@ -61,6 +63,7 @@ def tiny(
             towers=(tower,) if observation == "image" else (),
             image_size=image_size,
             state_dim=state_dim,
+            normalize_state=normalize_state,
             action_dim=action_dim,
             chunk_size=chunk_size,
             num_bins=num_bins,

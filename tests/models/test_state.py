@@ -1,0 +1,53 @@
+"""A state that is read by its statistics."""
+
+import pytest
+import torch
+
+from stare_lit import keys
+from stare_lit.models.vla import VLAPolicy
+from stare_lit.models.vla.state import LARGEST, SMALLEST_STD, NormalizedLinear
+
+
+def test_numbers_by_hand():
+    layer = NormalizedLinear(3, 3)
+    assert not layer.calibrated
+    layer.calibrate(torch.tensor([[1.0, 5.0, 0.0], [3.0, 5.0, 0.0]]))
+    assert layer.calibrated
+    assert layer.mean.tolist() == [2.0, 5.0, 0.0]
+    assert layer.std.tolist() == pytest.approx([2**0.5, SMALLEST_STD, SMALLEST_STD])
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(3))
+        layer.bias.zero_()
+    read = layer(torch.tensor([2.0 + 2**0.5, 5.0 + SMALLEST_STD, 100.0]))
+    torch.testing.assert_close(read, torch.tensor([1.0, 1.0, LARGEST]), atol=1e-4, rtol=0)
+
+
+def test_as_made_it_is_a_linear_layer():
+    layer = NormalizedLinear(4, 2)
+    states = torch.randn(5, 4)
+    assert torch.equal(layer(states), torch.nn.functional.linear(states, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("states", [torch.zeros(1, 3), torch.zeros(4, 2), torch.zeros(3), torch.full((4, 3), float("nan"))])
+def test_bad_states(states):
+    with pytest.raises(ValueError, match="states"):
+        NormalizedLinear(3, 1).calibrate(states)
+
+
+def test_statistics_travel_with_the_weights(make_policy, observe, tmp_path):
+    policy = make_policy(observation="state", normalize_state=True)
+    seen = observe(6)
+    before = policy.value_only(seen)
+    policy.state_projector.calibrate(seen[keys.STATE] * 3.0 + 1.0)
+    after = policy.value_only(seen)
+    assert not torch.allclose(before, after)
+    policy.save_pretrained(tmp_path)
+    again = VLAPolicy.from_pretrained(tmp_path)
+    assert again.state_projector.calibrated
+    assert torch.equal(again.value_only(seen), after)
+
+
+def test_without_a_state_there_is_nothing_to_normalise(make_policy):
+    policy = make_policy()
+    with pytest.raises(ValueError, match="normalize_state"):
+        type(policy.config)(**{**vars(policy.config), "state_dim": 0, "normalize_state": True})
