@@ -83,12 +83,22 @@ class ManiSkillEnv(EnvBase):
         self.terminate_on_success, self.seed_range, self.dense_reward = terminate_on_success, tuple(seed_range), dense_reward
         self._num = num_envs
         self._measure, self._height = SIGNALS[task]
-        self._stepper = EndEffectorStepper(self._sim) if EndEffectorStepper.fits(self._sim) else None
+        self._scene: Any = None
+        self._adopt_scene()
         self._start_height = self._height(self._sim)
         self._succeeded = torch.zeros(num_envs, dtype=torch.bool, device=self._sim.device)
         self._seeds = torch.zeros(num_envs, dtype=torch.int64)
         self._generator = torch.Generator().manual_seed(0)
         self._make_specs()
+
+    def _adopt_scene(self) -> None:
+        """What belongs to one built scene, after the simulator has built another one: light meshes and the stepper."""
+        if self._sim.scene is self._scene:
+            return
+        self._scene = self._sim.scene
+        if self._light:
+            lighten(self._scene.sub_scenes)
+        self._stepper = EndEffectorStepper(self._sim) if EndEffectorStepper.fits(self._sim) else None
 
     # -- specs ---------------------------------------------------------------------------------------------------------
     def _make_specs(self) -> None:
@@ -167,10 +177,7 @@ class ManiSkillEnv(EnvBase):
         self._fresh = False
         options = {"reconfigure": True} if rebuild else {} if mask is None else {"env_idx": index.to(self._sim.device)}
         _, info = self._sim.reset(seed=self._seeds.tolist(), options=options)
-        if rebuild and self._light:
-            lighten(self._sim.scene.sub_scenes)
-        if rebuild and self._stepper is not None:
-            self._stepper = EndEffectorStepper(self._sim)
+        self._adopt_scene()
         index = index.to(self._sim.device)
         self._start_height[index] = self._height(self._sim)[index]
         self._succeeded[index] = False
