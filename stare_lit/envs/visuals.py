@@ -1,68 +1,65 @@
 """Light visual meshes for software rendering.
 
-On a CPU the time of a camera image goes into the triangles of the scene (the Panda alone has 134,000), not into its pixels. ``lighten``
-replaces dense untextured meshes by decimated ones with the same material and pose. Physics never sees a visual mesh, so it is untouched.
+On a CPU the time of a camera image goes into the triangles of the scene (the Panda alone has 134,000, the floor 20,000), not into its pixels.
+``lighten`` replaces dense untextured meshes by decimated ones with the same material, scale and pose, and dense textured rectangles by two
+triangles; other textured meshes stay as they are. Physics never sees a visual mesh, so it is untouched.
 """
 
-from functools import lru_cache
-
-import fast_simplification
 import numpy as np
 import sapien.render
-import trimesh
 
-DENSE_TRIANGLES = 1_000  # meshes below are left as they are
-LIGHT_TRIANGLES = 300  # what a dense mesh is reduced to, about
+from stare_lit.envs.decimation import COARSENESS, flat_rectangle, light_mesh
 
-
-@lru_cache(maxsize=256)
-def _decimated(vertices: bytes, triangles: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Decimated mesh as flat-shaded triangles: vertices float32 [3F, 3], triangles uint32 [F, 3], normals float32 [3F, 3].
-
-    Keyed by content, so that the environments of one process share the work. Flat shading: averaged normals of a coarse mesh bend the light
-    across what were hard edges.
-    """
-    mesh = trimesh.Trimesh(
-        np.frombuffer(vertices, np.float32).reshape(-1, 3), np.frombuffer(triangles, np.uint32).reshape(-1, 3), process=False, validate=False
-    )
-    mesh.merge_vertices(merge_norm=True, merge_tex=True)  # exporters split vertices at seams; unmerged, decimation would tear the surface there
-    reduction = max(0.0, 1.0 - LIGHT_TRIANGLES / len(mesh.faces))
-    points, faces = fast_simplification.simplify(mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32), reduction)
-    corners = points[faces]
-    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    area = np.linalg.norm(normal, axis=1)
-    keep = area > 0
-    normal = normal[keep] / area[keep, None]
-    flat = corners[keep].reshape(-1, 3)
-    return flat.astype(np.float32), np.arange(len(flat), dtype=np.uint32).reshape(-1, 3), np.repeat(normal, 3, axis=0).astype(np.float32)
+DENSE_TRIANGLES = 1_000  # shapes with no more than this are left as they are: fingers, the objects of a task
+MARK = "(light)"  # ends the name of a render body that was replaced: decimated once more, it would lose its shape
+TEXTURES = ("base_color", "normal", "roughness", "metallic", "emission", "transmission")
 
 
-def _light_shapes(shape: "sapien.render.RenderShapeTriangleMesh") -> list["sapien.render.RenderShapeTriangleMesh"]:
-    """One decimated shape for each part of ``shape``, in the shape's own frame."""
+def _is_textured(material: "sapien.render.RenderMaterial") -> bool:
+    return any(getattr(material, f"{name}_texture") is not None for name in TEXTURES)
+
+
+def _light_part(part: "sapien.render.RenderShapeTriangleMeshPart", scale: np.ndarray, coarseness: float) -> "sapien.render.RenderShapeTriangleMesh | None":
+    """``part`` as a shape of its own with fewer triangles; None where it is textured and no rectangle."""
+    vertices, triangles = part.vertices * scale, part.triangles
+    if np.prod(scale) < 0:
+        triangles = triangles[:, ::-1]  # a mirror turns the surface inside out
+    if not _is_textured(part.material):
+        points, faces, normals = light_mesh(vertices, triangles, coarseness)
+        return sapien.render.RenderShapeTriangleMesh(points, faces, normals, np.zeros((len(points), 2), np.float32), part.material)
+    uvs = part.get_vertex_uv()
+    two = flat_rectangle(vertices, triangles, uvs)
+    if two is None:
+        return None
+    keep, faces = np.unique(two, return_inverse=True)
+    normals = part.get_vertex_normal()[keep]  # along an axis: a scale leaves its direction
+    return sapien.render.RenderShapeTriangleMesh(vertices[keep], faces.reshape(2, 3).astype(np.uint32), normals, uvs[keep], part.material)
+
+
+def _light_shapes(shape: "sapien.render.RenderShape", coarseness: float) -> "list[sapien.render.RenderShapeTriangleMesh] | None":
+    """One light shape for each part of a dense ``shape``; None where it stays as it is."""
+    if not isinstance(shape, sapien.render.RenderShapeTriangleMesh) or _num_triangles(shape) <= DENSE_TRIANGLES:
+        return None
     lights = []
     for part in shape.parts:
-        scale = np.asarray(shape.scale, np.float32)
-        vertices = np.ascontiguousarray(part.vertices * scale, np.float32)
-        points, faces, normals = _decimated(vertices.tobytes(), np.ascontiguousarray(part.triangles, np.uint32).tobytes())
-        light = sapien.render.RenderShapeTriangleMesh(points, faces, normals, np.zeros((len(points), 2), np.float32), part.material)
-        light.local_pose = shape.local_pose
-        light.name = shape.name
+        light = _light_part(part, np.asarray(shape.scale, np.float32), coarseness)
+        if light is None:
+            return None
+        light.local_pose, light.name = shape.local_pose, shape.name
         lights.append(light)
-    return lights
+    return lights if sum(_num_triangles(light) for light in lights) < _num_triangles(shape) else None
 
 
-def _is_dense(shape: "sapien.render.RenderShape") -> bool:
-    if not isinstance(shape, sapien.render.RenderShapeTriangleMesh):
-        return False
-    textured = any(part.material.base_color_texture is not None for part in shape.parts)
-    return not textured and sum(len(part.triangles) for part in shape.parts) > DENSE_TRIANGLES
+def _num_triangles(shape: "sapien.render.RenderShapeTriangleMesh") -> int:
+    return sum(len(part.triangles) for part in shape.parts)
 
 
-def lighten(scenes: "list[sapien.Scene]") -> int:
-    """Replace dense untextured visual meshes in place.
+def lighten(scenes: "list[sapien.Scene]", coarseness: float = COARSENESS) -> int:
+    """Replace dense visual meshes in place.
 
     Args:
         scenes: the simulator's scenes, after they were built.
+        coarseness: metres, see ``decimate``.
 
     Returns:
         How many render bodies were replaced (0 where nothing was dense: calling it twice changes nothing).
@@ -71,13 +68,16 @@ def lighten(scenes: "list[sapien.Scene]") -> int:
     for scene in scenes:
         for entity in scene.entities:
             body = entity.find_component_by_type(sapien.render.RenderBodyComponent)
-            if body is None or not any(_is_dense(shape) for shape in body.render_shapes):
+            if body is None or body.name.endswith(MARK):
+                continue
+            found = [(shape, _light_shapes(shape, coarseness)) for shape in body.render_shapes]
+            if all(lights is None for _, lights in found):
                 continue
             light = sapien.render.RenderBodyComponent()
-            for shape in body.render_shapes:
-                for new in _light_shapes(shape) if _is_dense(shape) else [shape.clone()]:
+            for shape, lights in found:
+                for new in [shape.clone()] if lights is None else lights:
                     light.attach(new)
-            light.name, light.visibility, light.shading_mode = body.name, body.visibility, body.shading_mode
+            light.name, light.visibility, light.shading_mode = body.name + MARK, body.visibility, body.shading_mode
             entity.remove_component(body)
             entity.add_component(light)
             replaced += 1
