@@ -28,6 +28,7 @@ FUNCTION_COMMANDS = {
     "rollouts": "sample episodes of a policy for preference pairs",
     "eval": "success of a policy or expert, with intervals",
     "ipi": "all three phases on one lineage: stare ipi --config configs/ipi.yaml",
+    "stages": "draw one episode with its stages, error, potential and reward",
     "export": "write a policy in the layout of OpenVLA, for other programs",
     "doctor": "check this machine and say the way out of each fault",
 }

@@ -12,6 +12,7 @@ from torchrl.envs.utils import step_mdp
 from stare_lit import keys
 from stare_lit.data.trajectories import TrajectoryMetadata
 from stare_lit.envs.factory import TOY
+from stare_lit.experts.make import make_demonstrator
 from stare_lit.types import Expert
 
 EXECUTED_ACTION = "executed_action"
@@ -84,14 +85,8 @@ class DemoSettings:
         if self.max_episode_steps is not None:
             common["max_episode_steps"] = self.max_episode_steps
         if self.task == TOY:
-            from stare_lit.envs.toy import ToyEnv
-            from stare_lit.experts.toy import ToyExpert
-
-            return ToyEnv(TOY_BATCH, **common), ToyExpert()
-        from stare_lit.envs.maniskill import ManiSkillEnv
-        from stare_lit.experts.maniskill import ManiSkillExpert
-
-        return ManiSkillEnv(self.task, visuals=self.visuals, **common), ManiSkillExpert(self.task)
+            return make_demonstrator(TOY, toy_batch=TOY_BATCH, **common)
+        return make_demonstrator(self.task, visuals=self.visuals, **common)
 
 
 def run_expert(env: EnvBase, expert: Expert, seeds: list[int], *, action_noise: float = 0.0) -> tuple[TensorDict, TensorDict]:

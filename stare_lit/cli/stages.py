@@ -1,0 +1,51 @@
+"""``stare stages``: draws one episode with its stages, to see whether a separator is right."""
+
+from typing import Literal
+
+from stare_lit.envs.factory import Split, split_seeds
+from stare_lit.envs.transforms import RewardConfig
+from stare_lit.evaluation.episode import record_episode
+from stare_lit.evaluation.report import console
+from stare_lit.evaluation.stage_plot import save, terminal
+from stare_lit.models.vla import VLAPolicy
+
+
+def stages(
+    task: str = "PushCube-v1",
+    episode: int = 0,
+    split: Split = "validation",
+    checkpoint: str | None = None,
+    temperature: float = 0.0,
+    action_noise: float = 0.0,
+    terminate_on_success: bool = True,
+    reward: RewardConfig = RewardConfig(),  # noqa: B008 (frozen)
+    image_size: int | None = None,
+    visuals: Literal["auto", "light", "exact"] = "auto",
+    output: str = "stages.png",
+) -> None:
+    """One episode as a picture: camera strip, stage bands, error, potential and shaped reward; and in short on the terminal.
+
+    Args:
+        task: environment id.
+        episode: which seed of the split, from 0.
+        split: seeds to take it from; of the test split look at none while you still change things.
+        checkpoint: policy folder that acts; null: the task's scripted expert.
+        temperature: of the policy's tokens; 0 is greedy.
+        action_noise: standard deviation of noise on the expert's translations.
+        terminate_on_success: end there, as training does.
+        reward: what the episode is paid; mode stage or potential shows the shaping.
+        image_size: pixels of the camera; null: the policy's own, or 128 for the expert.
+        visuals: meshes of the renderer.
+        output: file to write; its ending chooses the format (.png, .pdf, .svg).
+    """
+    (seed,) = split_seeds(split, 1, offset=episode)
+    policy = None if checkpoint is None else VLAPolicy.from_pretrained(checkpoint)
+    size = image_size or (128 if policy is None else policy.config.image_size)
+    settings = {"image_size": size} | ({} if task == "Toy-v0" else {"visuals": visuals})
+    found = record_episode(
+        task, seed, policy=policy, reward=reward, temperature=temperature, action_noise=action_noise,
+        terminate_on_success=terminate_on_success, **settings,
+    )  # fmt: skip
+    out = console()
+    out.print(terminal(found))
+    out.print(f"picture  {save(found, output)}")

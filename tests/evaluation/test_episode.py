@@ -1,0 +1,70 @@
+"""`stare stages`: one recorded episode, its picture and its lines on the terminal."""
+
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+
+from stare_lit.cli.stages import stages
+from stare_lit.envs.transforms import RewardConfig
+from stare_lit.evaluation.episode import record_episode
+from stare_lit.evaluation.stage_plot import draw, terminal
+from stare_lit.models.vla.presets import tiny
+
+
+@pytest.fixture(scope="module")
+def episode():
+    return record_episode("Toy-v0", 3, image_size=32)
+
+
+def test_the_expert_goes_through_the_stages_in_order(episode):
+    assert episode.success_once and [index for index, _, _ in episode.bands()] == list(range(len(episode.stage_names)))
+    assert episode.stage_index[-1] == len(episode.stage_names)
+    num = len(episode.stage_index)
+    assert len(episode.images) == len(episode.potential) == len(episode.time) == num and len(episode.reward) == num - 1
+
+
+def test_bands_meet_and_cover_the_episode(episode):
+    bands = episode.bands()
+    assert bands[0][1] == 0 and bands[-1][2] == episode.time[-1]
+    assert all(before[2] == after[1] for before, after in zip(bands, bands[1:], strict=False))
+
+
+def test_the_shaping_is_that_of_the_potential_drawn(episode):
+    shaping, potential = episode.reward - episode.sparse_reward, episode.potential
+    expected = 0.99 * potential[1:] - potential[:-1]
+    expected[-1] = -potential[-2]  # a true end has potential 0
+    assert torch.allclose(shaping, expected, atol=1e-6)
+
+
+def test_the_same_again_to_the_bit_and_another_reward():
+    one, other = (record_episode("Toy-v0", 3, image_size=32, action_noise=0.3) for _ in range(2))
+    assert torch.equal(one.images, other.images) and torch.equal(one.reward, other.reward)
+    sparse = record_episode("Toy-v0", 3, image_size=32, reward=RewardConfig(mode="sparse"))
+    assert torch.equal(sparse.reward, sparse.sparse_reward)
+
+
+def test_a_policy_decides_in_chunks():
+    torch.manual_seed(0)
+    found = record_episode("Toy-v0", 3, policy=tiny(4, image_size=32, channels=(8, 8, 8), hidden_size=32, num_layers=1), temperature=1.0)
+    assert not found.success_once and found.time.diff().max() == 4
+    with pytest.raises(ValueError, match=r"action_noise=0.1: is for the expert"):
+        record_episode("Toy-v0", 3, policy=tiny(4, image_size=32, channels=(8, 8, 8)), action_noise=0.1)
+
+
+def test_the_picture_names_every_stage(episode):
+    figure = draw(episode)
+    written = {text.get_text() for ax in figure.axes for text in ax.texts}
+    assert set(episode.stage_names) <= written and "success" in figure.get_suptitle()
+    console = Console(width=120, file=StringIO())
+    console.print(terminal(episode))
+    assert all(name in console.file.getvalue() for name in (*episode.stage_names, "potential", "reward"))
+
+
+def test_the_command_writes_a_picture(tmp_path, capsys):
+    stages(task="Toy-v0", episode=1, image_size=32, output=str(tmp_path / "new" / "toy.png"))
+    assert (tmp_path / "new" / "toy.png").read_bytes().startswith(b"\x89PNG")
+    assert "toy.png" in capsys.readouterr().out.replace("\n", "")
+    with pytest.raises(ValueError, match="task='Nope-v0'"):
+        stages(task="Nope-v0", output=str(tmp_path / "x.png"))
