@@ -115,6 +115,7 @@ def pairs(policy: VLAPolicy, num: int, device: torch.device) -> TensorDict:
     return TensorDict(
         decisions=rows,
         trajectory=torch.arange(4, device=device).repeat_interleave(length),
+        decision=torch.arange(len(position), device=device),
         position=position,
         stage_index=(2 * position) // length,
         preferred=torch.ones(2, 2, dtype=torch.int64, device=device),

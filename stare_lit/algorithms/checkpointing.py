@@ -1,11 +1,12 @@
-"""Activation checkpointing: transformer blocks keep their input alone and are run again in the backward pass."""
+"""Activation checkpointing: transformer blocks, or whole micro-batches, keep their input alone and are run again in the backward pass."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from tensordict import TensorDictBase
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -22,3 +23,12 @@ def checkpoint_blocks(policy: nn.Module) -> None:
 
 def _run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, **kwargs) if torch.is_grad_enabled() else forward(*args, **kwargs)
+
+
+def in_micro_batches(evaluate: Callable[[TensorDictBase], Tensor], batch: TensorDictBase, size: int | None) -> Tensor:
+    """``evaluate(batch)`` [len(batch), ...], with the activations of at most ``size`` rows in memory at once: beyond it they are computed again in the
+    backward pass, with identical gradients, at one more forward. None never splits.
+    """  # fmt: skip
+    if size is None or len(batch) <= size:
+        return evaluate(batch)
+    return torch.cat([_run(evaluate, part) for part in batch.split(size)])

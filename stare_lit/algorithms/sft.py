@@ -1,5 +1,6 @@
 """The imitation phase: supervised fine-tuning on demonstrations."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -7,6 +8,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from stare_lit import keys
+from stare_lit.algorithms.checkpointing import in_micro_batches
 from stare_lit.algorithms.lora import LoraSettings
 from stare_lit.algorithms.optim import Schedule, require_positive, split_value_head, warmup_schedule
 from stare_lit.algorithms.phase import PhaseModule
@@ -26,6 +28,8 @@ class SFTModule(PhaseModule):
         schedule: ``cosine`` to 5 % of the peak at the end of training, or ``constant``.
         classes: what a token is told from: ``bins`` (the action bins) or ``vocabulary`` (all ids, as OpenVLA).
         action_statistics: ``dataset`` takes the normalisation of the demonstrations; ``policy`` keeps that of a policy trained before.
+        micro_batch_size: most decisions whose activations are in memory at once; beyond it they are recomputed in the backward pass, with
+            identical gradients, at one more forward. None never splits.
         checkpointing: keep only the input of each transformer block and run it again in the backward pass: less memory, a third more time.
         lora: train a fresh adapter instead of all weights.
     """
@@ -40,14 +44,15 @@ class SFTModule(PhaseModule):
         schedule: Schedule = "cosine",
         classes: Literal["bins", "vocabulary"] = "bins",
         action_statistics: Literal["dataset", "policy"] = "dataset",
+        micro_batch_size: int | None = None,
         checkpointing: bool = False,
         lora: LoraSettings | None = None,
     ) -> None:
-        require_positive(learning_rate=learning_rate)
+        require_positive(learning_rate=learning_rate, micro_batch_size=1 if micro_batch_size is None else micro_batch_size)
         super().__init__(policy, lora, train_value_head=False, checkpointing=checkpointing)
         self.save_hyperparameters(ignore=["policy"], logger=False)
         self.learning_rate, self.weight_decay, self.warmup_steps, self.schedule = learning_rate, weight_decay, warmup_steps, schedule
-        self.classes, self.action_statistics = classes, action_statistics
+        self.classes, self.action_statistics, self.micro_batch_size = classes, action_statistics, micro_batch_size
 
     def setup(self, stage: str) -> None:
         """Checks that data and policy fit, and takes the action statistics of the data.
@@ -74,7 +79,7 @@ class SFTModule(PhaseModule):
         tokens = self.policy.encode_actions(batch[keys.ACTION_CHUNK])
         batch.set(keys.ACTION_TOKENS, tokens)
         vocabulary = self.classes == "vocabulary"
-        logits = self.policy.logits(batch, full_vocabulary=vocabulary)
+        logits = in_micro_batches(partial(self.policy.logits, full_vocabulary=vocabulary), batch, self.micro_batch_size)
         targets = tokens + self.policy.window_offset if vocabulary else tokens
         output = action_token_cross_entropy(logits, targets, action_is_pad=batch[keys.ACTION_IS_PAD])
         metrics = {f"{phase}/{name}": value for name, value in output.metrics.items()}

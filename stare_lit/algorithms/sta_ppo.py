@@ -3,9 +3,11 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives.value.functional import generalized_advantage_estimate
@@ -126,12 +128,19 @@ class StaPPOModule(PhaseModule):
     def _backward(self, batch: TensorDictBase, advantage: Tensor, rows: Tensor, only_value: bool) -> dict[str, Tensor]:
         """Gradients and metrics of a minibatch, of micro-batches that count by their share of decisions: however it is split, they are the same."""
         means: dict[str, Any] = {}
-        for part in rows.tensor_split(math.ceil(len(rows) / (self.micro_batch_size or len(rows)))):
+        parts = rows.tensor_split(math.ceil(len(rows) / (self.micro_batch_size or len(rows))))
+        for number, part in enumerate(parts):
             share = len(part) / len(rows)
-            loss, metrics = self._loss(batch[part], advantage[part], only_value)
-            self.manual_backward(share * loss)
+            with self._gradients_stay_here(number + 1 < len(parts)):
+                loss, metrics = self._loss(batch[part], advantage[part], only_value)
+                self.manual_backward(share * loss)
             means = {name: means.get(name, 0.0) + share * value.detach() for name, value in metrics.items()}
         return means
+
+    def _gradients_stay_here(self, wanted: bool) -> AbstractContextManager[Any]:
+        """Where ``wanted``, DDP does not average gradients over processes: once for a minibatch is enough. (Sharded ones are always reduced.)"""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if wanted and isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def _loss(self, batch: TensorDictBase, advantage: Tensor, only_value: bool) -> tuple[Tensor, dict[str, Tensor]]:
         new = self.policy.evaluate_actions(batch, temperature=self.trainer.datamodule.temperature, value=True)

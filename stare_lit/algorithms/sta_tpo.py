@@ -5,9 +5,9 @@ from typing import Any, Literal
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from stare_lit import keys
+from stare_lit.algorithms.checkpointing import in_micro_batches
 from stare_lit.algorithms.lora import LoraSettings
 from stare_lit.algorithms.optim import warmup_schedule
 from stare_lit.algorithms.phase import PhaseModule
@@ -19,9 +19,9 @@ from stare_lit.types import LossOutput
 class StaTPOModule(PhaseModule):
     """Raises the policy above the one that enters the phase, on stage pairs of that one's own rollouts.
 
-    A batch (``data.preferences.PairBatches``) is a TensorDict without batch size: ``decisions`` [M] (observations, tokens,
-    ``reference_log_prob``), ``trajectory`` [M] (p for a of pair p, P + p for its b), ``position`` [M], ``stage_index`` [M],
-    ``preferred`` [P, K], and ``cost`` [2, P, K] where stage costs are known.
+    A batch (``data.preferences.PairBatches``) is a TensorDict without batch size: ``decisions`` [U] (observations, tokens,
+    ``reference_log_prob``), which of them ``decision`` [M], ``trajectory`` [M] (p for a of pair p, P + p for its b), ``position`` [M],
+    ``stage_index`` [M], ``preferred`` [P, K], and ``cost`` [2, P, K] where stage costs are known.
 
     Args:
         policy: a ``types.Policy``; the reference is this policy as it is handed in.
@@ -87,7 +87,7 @@ class StaTPOModule(PhaseModule):
             if self.lmbda:
                 raise ValueError(f"lmbda={self.lmbda}: the pairs carry no stage cost (rule.use_cost is false); set lmbda to 0, or use_cost to true")
             cost = torch.zeros(2, *preferred.shape, device=preferred.device)
-        log_ratio = self._log_prob(batch["decisions"]) - batch["decisions", "reference_log_prob"]
+        log_ratio = (self._log_prob(batch["decisions"]) - batch["decisions", "reference_log_prob"])[batch["decision"]]
         place = (batch["trajectory"], batch["position"])
         shape = (2 * len(preferred), int(batch["position"].max()) + 1)
         log_ratios = log_ratio.new_zeros(shape).index_put(place, log_ratio)
@@ -101,9 +101,7 @@ class StaTPOModule(PhaseModule):
             log_probs = self.policy.evaluate_actions(part, temperature=self.temperature)["log_probs"].float()
             return sum_executed(log_probs, part[keys.next_(keys.NUM_STEPS)].squeeze(-1))
 
-        if self.micro_batch_size is None or len(decisions) <= self.micro_batch_size:
-            return evaluate(decisions)
-        return torch.cat([checkpoint(evaluate, part, use_reentrant=False) for part in decisions.split(self.micro_batch_size)])
+        return in_micro_batches(evaluate, decisions, self.micro_batch_size)
 
     def _step(self, batch: TensorDictBase, phase: str) -> Tensor:
         output = self.loss(batch)

@@ -35,6 +35,7 @@ class BatchLoader:
         batch_size: rows in a batch of this rank.
         shuffle: a new permutation each epoch; otherwise in order, with all rows.
         drop_last: with ``shuffle``, whole batches only.
+        groups: int64 [rows]; with ``shuffle``, whole groups are shuffled: the rows of one stay together.
         max_shift: draw an `IMAGE_SHIFT` of up to so many pixels each way for each sample, from (seed, epoch, batch).
         rank, world_size: this rank takes every ``world_size``-th row of the order.
         num_workers: processes that read batches ahead; 0 reads here.
@@ -45,13 +46,14 @@ class BatchLoader:
 
     def __init__(
         self, data: Rows, batch_size: int, *, seed: int = 0, shuffle: bool = True, drop_last: bool = True, max_shift: int = 0,
-        rank: int = 0, world_size: int = 1, num_workers: int = 0,
+        groups: Tensor | None = None, rank: int = 0, world_size: int = 1, num_workers: int = 0,
     ) -> None:  # fmt: skip
         drop_last = drop_last and shuffle
         if batch_size < 1 or (drop_last and len(data) // world_size < batch_size):
             raise ValueError(f"batch_size={batch_size}: must be 1 to {len(data) // world_size}, the rows there are for each of {world_size} process(es); "
                              "lower it, or use more episodes")  # fmt: skip
         self._data, self._batch_size, self._seed, self._shuffle, self._max_shift = data, batch_size, seed, shuffle, max_shift
+        self._groups = None if groups is None else groups.unique(return_inverse=True)[1]
         self._drop_last, self._rank, self._world_size, self._num_workers = drop_last, rank, world_size, num_workers
         self.epoch, self.position = 0, 0
 
@@ -95,7 +97,10 @@ class BatchLoader:
 
     def _order(self) -> Tensor:
         rows = len(self._data)
-        order = torch.randperm(rows, generator=self._generator(0)) if self._shuffle else torch.arange(rows)
+        order = torch.arange(rows)
+        if self._shuffle:
+            shuffled = torch.randperm(rows, generator=self._generator(0))
+            order = shuffled if self._groups is None else shuffled[self._groups].argsort(stable=True)  # a place drawn for each group
         return order[: rows - rows % self._world_size][self._rank :: self._world_size]
 
     def _generator(self, *stream: int) -> torch.Generator:

@@ -83,10 +83,11 @@ class PairBatches:
         return len(self.pairs)
 
     def __getitem__(self, chosen: Sequence[int] | Tensor) -> TensorDict:
-        """The batch of P pairs with M decisions: a TensorDict without batch size.
+        """The batch of P pairs that compare M decisions: a TensorDict without batch size.
 
-        ``decisions`` [M] holds what the policy evaluates, and ``reference_log_prob``; ``trajectory`` [M] is p for a of pair p and P + p for
-        its b, ``position`` [M] numbers the decisions of a trajectory from 0, ``stage_index`` [M]; ``preferred`` [P, K]; ``episode_seed`` [P];
+        ``decisions`` [U] holds what the policy evaluates, and ``reference_log_prob``, each decision once, however many pairs compare it;
+        ``decision`` [M] says which of them stands in each place of the pairs: ``trajectory`` [M] is p for a of pair p and P + p for its b,
+        ``position`` [M] numbers the decisions of a trajectory from 0, ``stage_index`` [M]; ``preferred`` [P, K]; ``episode_seed`` [P];
         ``cost`` [2, P, K] (a, b), absent where the rule knows none.
         """
         chosen = torch.as_tensor(chosen)
@@ -96,10 +97,11 @@ class PairBatches:
         last = preferred.shape[1] - 1
         compared = preferred.ne(0).repeat(2, 1).gather(1, stage.clamp(0, last)) & (stage >= 0) & (stage <= last)
         trajectory, time = compared.nonzero(as_tuple=True)
-        rows = self.start[both][trajectory] + time
+        rows, decision = (self.start[both][trajectory] + time).unique(return_inverse=True)
         decisions = self.trajectories.rows(rows, decision_keys(self.trajectories))
         batch = {
             "decisions": decisions.set("reference_log_prob", self.reference[rows]),
+            "decision": decision,
             "trajectory": trajectory,
             "position": (compared.cumsum(1) - 1)[trajectory, time],
             "stage_index": stage[trajectory, time],
@@ -124,6 +126,8 @@ class PreferenceDataModule(LightningDataModule):
         rule: how pairs are chosen.
         batch_size: trajectory pairs in a batch.
         validation_fraction: of the initial states, kept for ``val/loss`` and ``val/accuracy``; 0 keeps none. Success is measured elsewhere.
+        whole_states: let the pairs of an initial state follow each other. They share trajectories, and a decision that several pairs of a batch compare
+            is evaluated once (eight episodes in eight pairs: half the work); batches are less mixed.
         reference_batch_size: decisions a forward when reference log-probabilities are computed.
         num_workers: processes that read batches; 0 reads in the training process.
         seed: of the thinning-out of pairs and of their order.
@@ -139,6 +143,7 @@ class PreferenceDataModule(LightningDataModule):
         rule: PairRule = PairRule(),  # noqa: B008 (frozen)
         batch_size: int = 16,
         validation_fraction: float = 0.1,
+        whole_states: bool = False,
         reference_batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
@@ -151,7 +156,7 @@ class PreferenceDataModule(LightningDataModule):
         self.spec = get_spec(task)  # an unknown task is an error before any work
         self.task, self.image_size, self.folder, self.settings, self.rule = task, image_size, folder, rollouts, rule
         self.batch_size, self.validation_fraction, self.num_workers, self.seed = batch_size, validation_fraction, num_workers, seed
-        self.reference_batch_size = reference_batch_size
+        self.reference_batch_size, self.whole_states = reference_batch_size, whole_states
         self.train_batches: PairBatches | None = None
         self.val_batches: PairBatches | None = None
 
@@ -220,7 +225,8 @@ class PreferenceDataModule(LightningDataModule):
 
     def _loader(self, batches: PairBatches, *, shuffle: bool) -> BatchLoader:
         place = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size, "num_workers": self.num_workers}
-        return BatchLoader(batches, self.batch_size, seed=self.seed, shuffle=shuffle, drop_last=False, **place)
+        groups = batches.seed[batches.pairs.a] if self.whole_states else None
+        return BatchLoader(batches, self.batch_size, seed=self.seed, shuffle=shuffle, drop_last=False, groups=groups, **place)
 
     def _policy(self) -> torch.nn.Module:
         """The policy handed in through the module, on the device where it will be trained."""

@@ -102,3 +102,21 @@ def test_nan_stops_before_the_step_and_names_the_batch(rows, tmp_path):
     with pytest.raises(NonFiniteError, match="the loss is nan in epoch 0, batch 0"):
         trainer(tmp_path, callbacks=[NonFiniteGuard()]).fit(module, rows)
     assert torch.equal(module.policy.projector.weight, before)
+
+
+@pytest.mark.parametrize("classes", ["bins", "vocabulary"])
+def test_micro_batches_give_identical_gradients(rows, tmp_path, classes):
+    gradients, logged = [], []
+    for size in (None, 3):
+        module = SFTModule(policy(), classes=classes, micro_batch_size=size)
+        keep = {}
+        module.on_before_optimizer_step = lambda optimizer, module=module, keep=keep: keep.update(
+            {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+        )
+        run = trainer(tmp_path)
+        run.fit(module, rows)
+        gradients.append(keep)
+        logged.append(run.callback_metrics["train/loss"])
+    assert logged[0] == pytest.approx(float(logged[1]), rel=1e-6) and gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)

@@ -137,6 +137,22 @@ def test_micro_batches_add_up_to_the_minibatch(tmp_path, size):
     torch.testing.assert_close(metrics[1]["train/loss"], metrics[0]["train/loss"])
 
 
+def test_an_image_is_seen_once_a_pass_and_stays_uint8(tmp_path):
+    """The tower's work: one row a decision when sampled, one a pass (policy and value together), one for each state that is bootstrapped."""
+    module, seen, kept = StaPPOModule(policy(), num_epochs=3, minibatch_size=5, target_kl=None), [], []
+    module.policy.vision.register_forward_pre_hook(lambda _, inputs: seen.append((torch.is_grad_enabled(), inputs[0].dtype, len(inputs[0]))))
+    datamodule = data()
+    collect = datamodule.collect
+    datamodule.collect = lambda: kept.append(collect()) or kept[-1]
+    fit(tmp_path, module, datamodule)
+    assert {dtype for _, dtype, _ in seen} == {torch.uint8} == {kept[0][key].dtype for key in (keys.IMAGE, keys.next_(keys.IMAGE))}
+    assert not any(value.requires_grad for value in kept[0].values(include_nested=True, leaves_only=True))
+    done = kept[0][keys.next_(keys.DONE)] & ~kept[0][keys.next_(keys.TERMINATED)]
+    bootstrapped = int(done[:, :-1].sum()) + 3
+    assert sum(num for gradient, _, num in seen if gradient) == 3 * 12
+    assert sum(num for gradient, _, num in seen if not gradient) == 12 + bootstrapped + 3  # a collector tries the policy once when it is made
+
+
 def test_value_head_has_a_learning_rate_of_its_own():
     module = StaPPOModule(policy(), learning_rate=1e-5, value_learning_rate=1e-2)
     trunk, head = module.configure_optimizers().param_groups

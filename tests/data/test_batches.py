@@ -52,6 +52,16 @@ class TestBatchLoader:
         assert rows_of(list(BatchLoader(ROWS, 5, seed=3))) == first
         assert rows_of(list(BatchLoader(ROWS, 5, seed=4))) != first
 
+    def test_groups_stay_together_and_are_shuffled(self) -> None:
+        groups = ROWS["row"] // 3 * 10
+        loader = BatchLoader(ROWS, 6, drop_last=False, groups=groups)
+        first, second = (sum(rows_of(list(loader)), []) for _ in range(2))
+        assert sorted(first) == sorted(second) == list(range(23)) and first != second
+        for order in (first, second):
+            assert [row for row in order if row // 3 == order[4] // 3] == sorted(row for row in order if row // 3 == order[4] // 3)
+            changes = sum(a // 3 != b // 3 for a, b in zip(order[:-1], order[1:], strict=True))
+            assert changes == 7  # eight groups
+
     def test_state_goes_on(self) -> None:
         whole = BatchLoader(ROWS, 5, max_shift=2)
         batches = [*whole, *whole]

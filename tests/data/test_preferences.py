@@ -92,9 +92,14 @@ class TestPairBatches:
         assert batch["episode_seed"].tolist() == [500_000, 500_000]
         rows = torch.tensor([0, 1, 2, 3]).add(start[0]).tolist() + torch.tensor([0, 1, 2]).add(start[1]).tolist()
         assert batch["decisions", "reference_log_prob"].tolist() == rows
+        assert batch["decision"].tolist() == [0, 1, 2, 3, 4, 5, 6]
         torch.testing.assert_close(batch["cost"], torch.tensor([[[0.1, 0.2]] * 2, [[0.3, 0.4]] * 2]))
         expected = toy.rows(torch.tensor(rows), [("vla_action", "tokens")])
         assert torch.equal(batch["decisions", "vla_action", "tokens"], expected["vla_action", "tokens"])
+        both = batches[[0, 0]]  # the same decisions again, each held once
+        assert both["decision"].tolist() == [0, 1, 0, 1, 2, 2]
+        assert both["trajectory"].tolist() == [0, 0, 1, 1, 2, 3]
+        assert both["decisions", "reference_log_prob"].tolist() == [rows[0], rows[1], rows[4]]
 
 
 class TestRollouts:

@@ -1,6 +1,6 @@
 """One update of a phase on made-up data; each process takes its share of the batch. Run by test_strategies.py: alone, and by torchrun in two processes.
 
-python joint_gradient.py <sft|sta_tpo|sta_ppo> <strategy> <file for the gradients and logged metrics>
+python joint_gradient.py <sft|sta_tpo|sta_ppo|sta_ppo_micro> <strategy> <file for the gradients and logged metrics>
 """
 
 import json
@@ -73,6 +73,7 @@ def preference(rank: int, world: int) -> TensorDict:
     cost = torch.rand(2, 4, STAGES)
     return TensorDict(
         decisions=rows[chosen],
+        decision=torch.arange(len(chosen)),
         trajectory=torch.arange(2 * num).repeat_interleave(3),
         position=torch.arange(3).repeat(2 * num),
         stage_index=torch.arange(STAGES).repeat(2 * num),
@@ -92,10 +93,12 @@ def interaction(rank: int, world: int) -> TensorDict:
     return share(td, rank, world)
 
 
+INTERACTION = {"num_epochs": 1, "minibatch_size": 100, "max_grad_norm": 1e9, "value_warmup_rounds": 0, "entropy_coeff": 0.01}
 PHASES = {
     "sft": (lambda: SFTModule(policy(), action_statistics="policy"), imitation),
     "sta_tpo": (lambda: StaTPOModule(policy()), preference),
-    "sta_ppo": (lambda: StaPPOModule(policy(), num_epochs=1, minibatch_size=100, max_grad_norm=1e9, value_warmup_rounds=0, entropy_coeff=0.01), interaction),
+    "sta_ppo": (lambda: StaPPOModule(policy(), **INTERACTION), interaction),
+    "sta_ppo_micro": (lambda: StaPPOModule(policy(), micro_batch_size=2, **INTERACTION), interaction),
 }
 
 
@@ -129,11 +132,21 @@ class KeepGradients(Callback):
         self.gradients = {name: whole(p.grad) for name, p in pl_module.named_parameters() if p.grad is not None}
 
 
+class CountSyncs(Callback):
+    """How many backward passes DDP is kept from averaging."""
+
+    blocked = passes = 0
+
+    def on_before_backward(self, trainer, pl_module, loss) -> None:
+        self.passes += 1
+        self.blocked += not getattr(trainer.strategy.model, "require_backward_grad_sync", True)
+
+
 def main() -> None:
     phase, strategy, path = sys.argv[1:]
     torch.set_num_threads(1)
     make_module, make_batch = PHASES[phase]
-    kept = KeepGradients()
+    kept, counted = KeepGradients(), CountSyncs()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     devices = int(os.environ.get("WORLD_SIZE", 1))
     if strategy == "fsdp":
@@ -144,13 +157,15 @@ def main() -> None:
         strategy=strategy,
         max_epochs=1,
         use_distributed_sampler=False,
-        callbacks=[kept],
+        callbacks=[kept, counted],
         **quiet,
     )
     module = make_module()
     trainer.fit(module, Data(make_batch))
     whole = module.whole_policy()  # of all processes
     if trainer.is_global_zero:
+        if "COUNT_SYNCS" in os.environ:
+            Path(os.environ["COUNT_SYNCS"]).write_text(f"blocked {counted.blocked} of {counted.passes}")
         assert whole.state_dict().keys() == policy().state_dict().keys()
         assert whole.act(observations(2), temperature=0.0)[keys.ACTION_CHUNK].isfinite().all()
         save_file({name: gradient.contiguous() for name, gradient in kept.gradients.items()}, path)

@@ -47,3 +47,14 @@ def test_two_processes_give_the_gradients_of_the_joint_batch(one, strategy, tmp_
     assert counted or phase != "sta_ppo"
     for name in counted:
         assert joint_metrics[name] == pytest.approx(metrics[name], rel=1e-5), name
+
+
+def test_micro_batches_of_two_processes_average_their_gradients_once(tmp_path, monkeypatch):
+    """The same gradients as the whole round in one process: what stays here for a while is not lost."""
+    alone, _ = update("sta_ppo", "auto", tmp_path / "one.safetensors", 1)
+    monkeypatch.setenv("COUNT_SYNCS", str(tmp_path / "syncs"))
+    together, _ = update("sta_ppo_micro", "ddp", tmp_path / "two.safetensors", 2)
+    scale = float(max(gradient.abs().max() for gradient in alone.values()))
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, atol=2e-6 * max(1.0, scale), rtol=1e-4)
+    assert (tmp_path / "syncs").read_text() == "blocked 2 of 3"
