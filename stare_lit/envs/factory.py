@@ -61,6 +61,7 @@ def make_env(
     tokenize: Callable[[Sequence[str]], Tensor] | None = None,
     device: str | torch.device = "cpu",
     step_timeout: float = 120.0,
+    rebuild_on_seed: bool = True,
     **settings: Any,
 ) -> EnvBase:
     """An environment with batch size ``[num_envs]``, instruction text and stages (see ``stare_lit.keys`` for what it publishes).
@@ -75,6 +76,7 @@ def make_env(
             copy text at every step).
         device: where the data lives; a CUDA device runs ``physx_cuda``.
         step_timeout: seconds after which a worker process that gives no answer is an error.
+        rebuild_on_seed: see ``EnvironmentPool``; CUDA and the toy never rebuild.
         settings: ``chunk_size``, ``observation``, ``image_size``, ``terminate_on_success``, ``seed_range``, ``max_episode_steps``, ``cameras``,
             ``visuals`` (the last two ManiSkill only), as ``ManiSkillEnv`` documents them.
 
@@ -103,7 +105,7 @@ def make_env(
             base = ManiSkillEnv(task, num_envs=num_envs, device=device, **settings)
         else:
             workers = default_num_workers(num_envs) if num_workers is None else num_workers
-            base = EnvironmentPool(partial(_single, task, **settings), num_envs, workers, step_timeout=step_timeout)
+            base = EnvironmentPool(partial(_single, task, **settings), num_envs, workers, step_timeout=step_timeout, rebuild_on_seed=rebuild_on_seed)
     instruction = InstructionText(instructions) if tokenize is None else InstructionTokens(tokenize(list(instructions)))
     return TransformedEnv(base, Compose(*stage_transforms(spec, reward), instruction))
 

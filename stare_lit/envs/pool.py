@@ -98,11 +98,16 @@ class EnvironmentPool(EnvBase):
         make: makes one environment with batch size ``[]`` whose ``_reset`` takes ``seed`` and ``exact``; picklable.
         num_envs: environments.
         num_workers: processes; ``num_envs`` must divide over them.
+        rebuild_on_seed: build every simulator anew at the first reset after ``set_seed``, so that what follows is a function of the seed to the bit.
+            It takes 0.26 s each (a plain reset 2 ms); without, contact caches of earlier episodes may move a later one by centimetres.
         step_timeout: seconds that a worker may take for one decision or reset of its environments before it counts as hanging.
         start_timeout: the same for making them; a software renderer compiles its shaders at the first start.
     """
 
-    def __init__(self, make: Callable[[], EnvBase], num_envs: int, num_workers: int, *, step_timeout: float = 120.0, start_timeout: float = 300.0) -> None:
+    def __init__(
+        self, make: Callable[[], EnvBase], num_envs: int, num_workers: int, *, rebuild_on_seed: bool = True,
+        step_timeout: float = 120.0, start_timeout: float = 300.0,
+    ) -> None:  # fmt: skip
         if step_timeout <= 0 or start_timeout <= 0:
             raise ValueError(f"step_timeout={step_timeout}, start_timeout={start_timeout}: must be above 0 seconds.")
         if num_workers and num_envs % num_workers:
@@ -112,7 +117,7 @@ class EnvironmentPool(EnvBase):
         self._processes: list[Any] = []
         self._connections: list[Any] = []
         self._local: Worker | None = None
-        self._fresh = True
+        self._fresh, self._rebuild_on_seed = True, rebuild_on_seed
         self._generator = torch.Generator().manual_seed(0)
         if num_workers == 0:
             threads = torch.get_num_threads()
@@ -213,7 +218,7 @@ class EnvironmentPool(EnvBase):
         seeds = torch.randint(low, high, (num,), generator=self._generator) if seed is None else torch.as_tensor(seed, dtype=torch.int64).reshape(-1)
         if len(seeds) != num:
             raise ValueError(f"seed has {len(seeds)} entries but {num} episodes start; give one seed for each.")
-        exact = seed is not None or self._fresh
+        exact = seed is not None or (self._fresh and self._rebuild_on_seed)
         self._fresh = False
         drawn = iter(seeds.tolist())
         self._call("reset", {worker: ({row: next(drawn) for row in rows}, exact) for worker, rows in by_worker.items()})

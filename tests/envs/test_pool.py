@@ -149,6 +149,16 @@ def test_drawn_seeds_do_not_depend_on_the_workers(pool):
     assert not pool.reset()["exact"].any()  # later ones need not rebuild a simulator
 
 
+def test_a_seeded_start_need_not_rebuild(pool):
+    cheap = EnvironmentPool(Counter, 4, 0, rebuild_on_seed=False)
+    pool.set_seed(3)
+    cheap.set_seed(3)
+    first = cheap.reset()
+    assert column(first, 0) == column(pool.reset(), 0)  # the same episodes
+    assert not first["exact"].any()
+    assert cheap.reset(seed=[100, 101, 102, 103])["exact"].all()  # evaluation is exact in any case
+
+
 def test_one_seed_for_each_episode(pool):
     with pytest.raises(ValueError, match="seed has 3 entries but 4 episodes start"):
         pool.reset(seed=[1, 2, 3])
