@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from stare_lit.envs.signals import SIGNALS
-from stare_lit.envs.visuals import lighten
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,6 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
         unknown = [name for name in config.cameras if name not in simulator.scene.sensors]
         if unknown or not config.cameras:
             raise ValueError(f"cameras={list(config.cameras)}: {config.task} has {sorted(simulator.scene.sensors)}; name one or more of these.")
-        if is_light(config):
-            lighten(simulator.scene.sub_scenes)
     return simulator, horizon
 
 
