@@ -63,7 +63,7 @@ class StareCLI(LightningCLI):
         """Record the configuration: from here on the folder holds a run."""
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = CheckedCheckpointIO()
-        if not self.trainer.fast_dev_run:
+        if not getattr(self.trainer, "fast_dev_run", False):
             self._write_config()
 
     @rank_zero_only

@@ -5,6 +5,7 @@ Each probe prints one JSON object on its last line.
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -51,5 +52,5 @@ def assets(task: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    probe = {"render": render, "camera": camera, "assets": assets}[sys.argv[1]]
-    print(json.dumps(probe(*sys.argv[2:])))
+    probes: dict[str, Callable[..., dict[str, Any]]] = {"render": render, "camera": camera, "assets": assets}
+    print(json.dumps(probes[sys.argv[1]](*sys.argv[2:])))

@@ -30,10 +30,10 @@ def choose_run_dir(run_dir: str | None, ckpt_path: str | None, *, name: str, hel
     So is one that another process is writing to: its lock is kept in ``held``, and gone with this process.
     """
     if any(int(os.environ.get(name) or 0) > 0 for name in RANKS):
-        chosen = run_dir or os.environ.get(RUN_DIR_VARIABLE)
-        if chosen is None:
+        agreed = run_dir or os.environ.get(RUN_DIR_VARIABLE)
+        if agreed is None:
             raise ValueError("run_dir=None: processes started by an outside launcher (torchrun, Slurm) cannot agree on a new folder; give --run_dir")
-        return Path(chosen)
+        return Path(agreed)
     if run_dir is None:
         if ckpt_path in ("last", "best", "hpc"):
             raise ValueError(f"ckpt_path={ckpt_path!r} needs the run to continue: give --run_dir too, or the path of a checkpoint file")

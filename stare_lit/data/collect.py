@@ -154,17 +154,17 @@ def _run_blocks(settings: DemoSettings, blocks: Iterable[range], num_workers: in
     contacts even after a seeded reset (measured on PushCube-v1: up to 0.04 in the state observation from the first touch on).
     ``missing()`` says how many successes are still needed, so that no more blocks are under way than may be of use.
     """
-    blocks = iter(blocks)
     if num_workers == 0:
         for seeds in blocks:
             yield seeds, *_run(settings, seeds)
         return
+    upcoming = iter(blocks)
     executor = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_start_worker)
     waiting: deque[tuple[range, Future]] = deque()
     try:
         while True:
-            while len(waiting) < min(2 * num_workers, math.ceil(missing() / settings.block)) and (seeds := next(blocks, None)) is not None:
-                waiting.append((seeds, executor.submit(_run_as_arrays, settings, seeds)))
+            while len(waiting) < min(2 * num_workers, math.ceil(missing() / settings.block)) and (following := next(upcoming, None)) is not None:
+                waiting.append((following, executor.submit(_run_as_arrays, settings, following)))
             if not waiting:
                 return
             seeds, future = waiting.popleft()

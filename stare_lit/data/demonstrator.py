@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import step_mdp
 
@@ -108,7 +109,8 @@ def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: floa
     expert.reset()
     tensordict = env.reset(seed=filled)
     running = torch.ones(num, dtype=torch.bool)
-    rows, masks = [], []
+    rows: list[TensorDictBase] = []
+    masks: list[Tensor] = []
     with torch.no_grad():
         while running.any():
             action = expert.act(env).reshape(num, ACTION_DIM).float().clamp(-1, 1)
@@ -129,7 +131,7 @@ def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: floa
     table = {
         "length": mask.sum(1),
         "seed": episodes[keys.EPISODE_SEED][:, 0],
-        "success": (episodes["next", keys.SUCCESS].squeeze(-1) & mask).any(1),
+        "success": (episodes[keys.next_(keys.SUCCESS)].squeeze(-1) & mask).any(1),
         "instruction_id": episodes[keys.INSTRUCTION_ID][:, 0],
     }
     return episodes[mask], TensorDict(table, [len(seeds)])

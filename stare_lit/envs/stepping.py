@@ -86,7 +86,7 @@ class EndEffectorStepper:
         from mani_skill.agents.controllers import PDEEPoseController, PDJointPosMimicController
         from mani_skill.agents.controllers.base_controller import CombinedController
 
-        controller = getattr(simulator.agent, "controller", None)
+        controller: Any = getattr(simulator.agent, "controller", None)
         if simulator.scene.gpu_sim_enabled or simulator.num_envs != 1:
             return False
         if type(controller) is not CombinedController or list(controller.controllers) != ["arm", "gripper"]:

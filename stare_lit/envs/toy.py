@@ -124,7 +124,7 @@ class ToyEnv(EnvBase):
         if starting.all():
             self._state, self._seeds = started, seeds
         else:
-            self._state, self._seeds = world.select(mask, started, self._state), torch.where(mask, seeds, self._seeds)
+            self._state, self._seeds = world.select(mask, started, self.world_state), torch.where(mask, seeds, self._seeds)
         result = self._observe()
         for key, spec in self.observation_spec.items():
             if key not in result.keys():  # the outcomes of a decision: none yet
@@ -177,7 +177,7 @@ class ToyEnv(EnvBase):
         return terminated, (state.steps >= self.max_episode_steps) & ~terminated
 
     def _observe(self) -> TensorDict:
-        state = self._state
+        state = self.world_state
         if self.observation == "image":
             seen = {"image": world.render(state, self.image_size), "state": world.proprioception(state)}
         else:

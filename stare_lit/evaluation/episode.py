@@ -96,7 +96,8 @@ def record_episode(
 
     try:
         tensordict = env.reset(seed=[seed])
-        states, decisions = [tensordict.clone()], []
+        states: list[TensorDictBase] = [tensordict.clone()]
+        decisions: list[TensorDictBase] = []
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             while not decisions or not decisions[-1][keys.DONE].all():

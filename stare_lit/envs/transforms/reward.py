@@ -10,7 +10,7 @@ from torchrl.data import Composite, Unbounded
 from torchrl.envs.transforms import Transform
 
 from stare_lit import keys
-from stare_lit.envs.transforms.stage import StageTracker
+from stare_lit.envs.transforms.stage import PotentialOf, StageTracker
 from stare_lit.stages.calculator import PotentialForm, PotentialMode, Terminal, shaping
 from stare_lit.stages.spec import StageSpec
 
@@ -130,6 +130,6 @@ class StageReward(Transform):
 
 def stage_transforms(spec: StageSpec, config: RewardConfig) -> tuple[StageTracker, StageReward]:
     """The two transforms of a task, agreeing with each other, in order."""
-    potential_of = "whole_task" if config.mode == "potential" else "stage"
+    potential_of: PotentialOf = "whole_task" if config.mode == "potential" else "stage"
     tracker = StageTracker(spec, monotone=config.monotone, potential_of=potential_of, stage_mode=config.stage_mode, form=config.form)
     return tracker, StageReward(config)
