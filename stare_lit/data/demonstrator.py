@@ -127,7 +127,7 @@ def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: floa
             running = running & ~tensordict["next", keys.DONE].reshape(num)
             tensordict = step_mdp(tensordict)
     mask = torch.stack(masks, 1)[: len(seeds)]
-    episodes = torch.stack(rows, 1)[: len(seeds)]
+    episodes: Any = torch.stack(rows, 1)[: len(seeds)]
     table = {
         "length": mask.sum(1),
         "seed": episodes[keys.EPISODE_SEED][:, 0],
