@@ -35,7 +35,7 @@ class RolloutEvaluation(Callback):
         num_envs: environments side by side.
         num_workers: processes for them; None: one a core.
         image_size: side of the camera image in pixels; None: what the policy's configuration says.
-        environment: further settings of ``make_env``, such as ``max_episode_steps``.
+        environment: further settings of ``make_env``, such as ``max_episode_steps`` or ``visuals``.
         at_start: also evaluate the policy that enters.
         stop_at: end training once success_once has reached this share; None: never.
         video_episodes: how many episodes are filmed; 0: no video.

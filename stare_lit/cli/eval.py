@@ -77,7 +77,7 @@ def eval(
         compare: another policy folder, evaluated on the same seeds.
         num_envs: environments side by side.
         num_workers: processes for them; null: one a core.
-        environment: further settings of the environment, such as ``{max_episode_steps: 100}``.
+        environment: further settings of the environment, such as ``{max_episode_steps: 100}`` or ``{visuals: exact}``.
         device: where the policy runs: cpu, cuda.
         dtype: of the weights; auto: as saved, which halves the memory of a large policy.
         output: write the report as JSON to this file.
