@@ -69,3 +69,41 @@ def test_endurance_counts_the_memory_of_children():
     assert child.pid in endurance.tree(os.getpid())
     assert endurance.memory(os.getpid()) - alone > block
     child.communicate(b"\n")
+
+
+def run(name: str, tmp_path: Path, *line: str) -> dict:
+    """What a benchmark writes, in a process of its own."""
+    output = tmp_path / "out.json"
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / f"{name}.py", *line, "--output", output], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(output.read_text())
+    assert {"config", "hardware", "versions", "target"} <= found.keys()
+    return found
+
+
+def test_decision_overhead(tmp_path):
+    line = ["--task=Toy-v0", "--num_envs=2", "--decisions_per_env=30", "--state_dim=4", "--image_size=32", "--shipped=", "--pairs=1"]
+    found = run("decision_overhead", tmp_path, *line)["seconds_a_decision"]["preset tiny, chunk 1"]
+    assert found["policy"] > 0 and found["bare"] > 0 and found["steps"] == 1
+    assert found["overhead"] == pytest.approx(found["policy"] + found["collector"])
+
+
+def test_sft_speed(tmp_path):
+    found = run("sft_speed", tmp_path, "--image_size=32", "--batch_size=8", "--num_episodes=4", "--hidden_size=32", "--num_layers=1", "--steps=2", "--pairs=1")
+    assert 0 < found["share"] == pytest.approx(found["samples_per_second"]["trainer"] / found["samples_per_second"]["bare loop"])
+
+
+def test_tpo_speed(tmp_path):
+    small = [
+        "--micro_batch_sizes=4",
+        "--image_size=32",
+        '--size={"hidden_size": 32, "num_layers": 1}',
+        '--large={"hidden_size": 64, "num_layers": 1}',
+        "--precision=32-true",
+    ]
+    found = run("tpo_speed", tmp_path, "--pairs=1", "--batch=4", "--states=2", "--decisions=3", *small)
+    assert all(found["pairs_per_second"][name][0] > 0 for name in ("two models", "ours", "ours, bounded"))
+    assert found["large"]["weight_bytes"] > 0 and found["peak_bytes"]["ours"] > 0
