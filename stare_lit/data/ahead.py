@@ -1,13 +1,20 @@
-"""The next round, sampled while the present one is learnt from: a frozen copy of the policy acts in a thread of its own."""
+"""Who acts in a round: the policy that is trained, or a frozen copy in a thread of its own, which samples the next round while this one is learnt from."""
 
 import copy
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import nn
+
+from stare_lit import keys
+
+WRITTEN = (keys.VLA_ACTION, keys.INSTRUCTION_TOKENS, keys.STATE_VALUE)
+"""What a policy writes into a decision."""
 
 
 class Stopped(Exception):
@@ -78,3 +85,32 @@ class Ahead:
     def state_dict(self) -> dict[str, Any]:
         """The weights that the next round is sampled with."""
         return {"learnt": self.learnt, "weights": {name: weight.detach() for name, weight in self._weights.items()}}
+
+
+class Acting(nn.Module):
+    """The policy as a collector calls it: samples with its value, without gradients, and keeps the time that takes."""
+
+    def __init__(self, module: Any, temperature: float) -> None:
+        super().__init__()
+        self._module, self._temperature = [module], temperature  # in a list: not a child, a collector must not copy or move it
+        self._generator = torch.Generator()
+        self.ahead: Ahead | None = None
+        self.seconds = 0.0
+
+    def start_round(self, seed: int) -> None:
+        """The tokens of the next round depend on ``seed`` alone."""
+        # a generator of its own: another thread may be drawing from the global one
+        self._generator = torch.Generator(self._module[0].trainer.strategy.root_device).manual_seed(seed)
+        self.seconds = 0.0
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        module, started = self._module[0], time.perf_counter()
+        if self.ahead is not None:
+            self.ahead.check()
+        policy = module.policy if self.ahead is None else self.ahead.policy
+        with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+            acted = policy.act(tensordict.to(self._generator.device), temperature=self._temperature, value=True, generator=self._generator)
+        if acted is not tensordict:
+            tensordict.update(acted.select(*WRITTEN).to(tensordict.device))
+        self.seconds += time.perf_counter() - started
+        return tensordict

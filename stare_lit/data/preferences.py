@@ -83,12 +83,10 @@ class PairBatches:
         return len(self.pairs)
 
     def __getitem__(self, chosen: Sequence[int] | Tensor) -> TensorDict:
-        """The batch of P pairs that compare M decisions: a TensorDict without batch size.
-
-        ``decisions`` [U] holds what the policy evaluates, and ``reference_log_prob``, each decision once, however many pairs compare it;
-        ``decision`` [M] says which of them stands in each place of the pairs: ``trajectory`` [M] is p for a of pair p and P + p for its b,
-        ``position`` [M] numbers the decisions of a trajectory from 0, ``stage_index`` [M]; ``preferred`` [P, K]; ``episode_seed`` [P];
-        ``cost`` [2, P, K] (a, b), absent where the rule knows none.
+        """The batch of P pairs that compare M decisions, a TensorDict without batch size:
+        ``decisions`` [U] holds what the policy evaluates, and ``reference_log_prob``, each decision once; ``decision`` [M] says which of them it is,
+        ``trajectory`` [M] is p for a of pair p and P + p for its b, ``position`` [M] numbers the decisions of a trajectory from 0, ``stage_index`` [M];
+        ``preferred`` [P, K]; ``episode_seed`` [P]; ``cost`` [2, P, K] (a, b), absent where the rule knows none.
         """
         chosen = torch.as_tensor(chosen)
         both = torch.cat([self.pairs.a[chosen], self.pairs.b[chosen]])
@@ -115,7 +113,6 @@ class PairBatches:
 
 class PreferenceDataModule(LightningDataModule):
     """Pairs of rollouts of the policy that enters the phase. Missing rollouts are sampled, missing reference log-probabilities computed.
-
     Reads ``policy``, ``temperature`` and ``lmbda`` of ``trainer.lightning_module``.
 
     Args:
@@ -126,8 +123,7 @@ class PreferenceDataModule(LightningDataModule):
         rule: how pairs are chosen.
         batch_size: trajectory pairs in a batch.
         validation_fraction: of the initial states, kept for ``val/loss`` and ``val/accuracy``; 0 keeps none. Success is measured elsewhere.
-        whole_states: let the pairs of an initial state follow each other. They share trajectories, and a decision that several pairs of a batch compare
-            is evaluated once (eight episodes in eight pairs: half the work); batches are less mixed.
+        whole_states: keep the pairs of an initial state together; a decision that several of them compare is evaluated once. Batches are less mixed.
         reference_batch_size: decisions a forward when reference log-probabilities are computed.
         num_workers: processes that read batches; 0 reads in the training process.
         seed: of the thinning-out of pairs and of their order.
@@ -143,9 +139,9 @@ class PreferenceDataModule(LightningDataModule):
         rule: PairRule = PairRule(),  # noqa: B008 (frozen)
         batch_size: int = 16,
         validation_fraction: float = 0.1,
-        whole_states: bool = False,
         reference_batch_size: int = 64,
         num_workers: int = 0,
+        whole_states: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -233,9 +229,8 @@ class PreferenceDataModule(LightningDataModule):
         return self.trainer.lightning_module.policy.to(self.trainer.strategy.root_device)
 
     def _rollouts(self, *, verify: bool = False) -> Trajectories:
-        policy = self._policy()
-        folder = rollout_folder(self.folder, self.task, policy)
-        return collect_rollouts(policy, folder, self.settings, task=self.task, image_size=self.image_size, verify=verify)
+        policy, made = self._policy(), {"task": self.task, "image_size": self.image_size}
+        return collect_rollouts(policy, rollout_folder(self.folder, self.task, policy), self.settings, verify=verify, **made)
 
     def _reference(self, trajectories: Trajectories) -> Tensor:
         """Computed on the first rank, read by the others."""

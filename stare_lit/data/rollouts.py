@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
-from tensordict import TensorDict, TensorDictBase
-from torch import nn
+from tensordict import TensorDict
 from torch.utils.data import DataLoader, IterableDataset
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
-from stare_lit.data.ahead import Ahead
+from stare_lit.data.ahead import Acting, Ahead
 from stare_lit.data.offline import evaluating
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.ray_rounds import RayRounds, RaySettings
@@ -22,38 +21,6 @@ from stare_lit.envs.factory import SEED_RANGES, make_env
 from stare_lit.envs.transforms import RewardConfig
 
 ROUND_SEED_STRIDE = 10_007
-
-WRITTEN = (keys.VLA_ACTION, keys.INSTRUCTION_TOKENS, keys.STATE_VALUE)
-"""What a policy writes into a decision."""
-
-
-class _Acting(nn.Module):
-    """The policy as a collector calls it: samples with its value, without gradients, and keeps the time that takes."""
-
-    def __init__(self, module: Any, temperature: float) -> None:
-        super().__init__()
-        self._module, self._temperature = [module], temperature  # in a list: not a child, a collector must not copy or move it
-        self._generator = torch.Generator()
-        self.ahead: Ahead | None = None
-        self.seconds = 0.0
-
-    def start_round(self, seed: int) -> None:
-        """The tokens of the next round depend on ``seed`` alone."""
-        # a generator of its own: another thread may be drawing from the global one
-        self._generator = torch.Generator(self._module[0].trainer.strategy.root_device).manual_seed(seed)
-        self.seconds = 0.0
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        module, started = self._module[0], time.perf_counter()
-        if self.ahead is not None:
-            self.ahead.check()
-        policy = module.policy if self.ahead is None else self.ahead.policy
-        with torch.no_grad(), module.trainer.precision_plugin.forward_context():
-            acted = policy.act(tensordict.to(self._generator.device), temperature=self._temperature, value=True, generator=self._generator)
-        if acted is not tensordict:
-            tensordict.update(acted.select(*WRITTEN).to(tensordict.device))
-        self.seconds += time.perf_counter() - started
-        return tensordict
 
 
 class _Rounds(IterableDataset):
@@ -153,7 +120,7 @@ class RolloutDataModule(LightningDataModule):
             self._make_env = partial(make, num_envs=self.num_envs // self.ray.num_collectors)
             return
         self._env = make(num_envs=self.num_envs)
-        self._acting = _Acting(self.trainer.lightning_module, self.temperature)
+        self._acting = Acting(self.trainer.lightning_module, self.temperature)
         collector = Collector(
             self._env,
             self._acting,
