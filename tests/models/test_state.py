@@ -51,3 +51,24 @@ def test_without_a_state_there_is_nothing_to_normalise(make_policy):
     policy = make_policy()
     with pytest.raises(ValueError, match="normalize_state"):
         type(policy.config)(**{**vars(policy.config), "state_dim": 0, "normalize_state": True})
+
+
+def test_an_action_prior_makes_an_untrained_policy_rest(make_policy, observe):
+    policy = make_policy(observation="state", num_bins=8, action_prior=0.5)
+    with torch.no_grad():
+        policy.language_model.lm_head.weight.zero_()
+    probability = policy.logits(observe(3)).softmax(-1)
+    values = policy.actions.values.float()
+    weight = torch.exp(-0.5 * (values / 0.5) ** 2)
+    weight[:2] /= 2  # ids 0 and 1 decode alike
+    torch.testing.assert_close(probability, (weight / weight.sum()).expand_as(probability))
+    assert (probability @ values).abs().max() < 1e-6  # no drift
+    acted = policy.act(observe(3), temperature=0.0)
+    assert (acted[keys.ACTION_CHUNK] == 0).all()
+    acted = policy.act(observe(200), temperature=1.0)
+    torch.testing.assert_close(policy.evaluate_actions(acted)["log_probs"], acted[keys.LOG_PROBS], atol=1e-5, rtol=1e-5)
+
+
+def test_action_prior_is_checked(make_policy):
+    with pytest.raises(ValueError, match="action_prior"):
+        make_policy(action_prior=-1.0)

@@ -1,5 +1,6 @@
 """Actions <-> window ids: q01/q99 normalisation (OpenVLA) around TorchRL's vocabulary-tail bins."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -78,6 +79,12 @@ class ActionCodec(nn.Module):
     def middle(self) -> int:
         """Window id of the bin around 0."""
         return self.num_bins // 2
+
+    def normal_prior(self, std: float) -> Tensor:
+        """Logits float32 [num_bins] of a normal distribution around 0, ``-c^2 / (2 std^2)`` at the bins' centres c; ids 0 and 1 share one."""
+        prior = -0.5 * (self.values / std).square()
+        prior[:2] -= math.log(2)
+        return prior.float()
 
     @property
     def active_dims(self) -> tuple[int, ...]:

@@ -62,6 +62,8 @@ class VLAConfig:
         prompt: text with ``{instruction}``; ``prompt_length``: the longest in tokens; ``prompt_suffix``: token ids appended to it (OpenVLA: 29871).
         tokenizer: ``robot`` (ships with this package) or a path of a ``tokenizer.json``.
         num_bins: number of bin *edges* over [-1, 1] per action dimension: ``num_bins - 1`` different values (OpenVLA's layout).
+        action_prior: standard deviation (of the range [-1, 1]) of a normal distribution whose logits are added to those of the action bins; 0: none.
+            A policy that learns from nothing then starts by resting: without, the likeliest bin of a dimension it has learnt nothing about is any.
         chunk_size: actions per decision.
         vocab_padding: rows at the end of the embedding that stand for no token (OpenVLA: 64).
         backbone: config of a transformers image-text-to-text model, ``model_type`` included, that stands in for towers, projector and language
@@ -80,6 +82,7 @@ class VLAConfig:
     action_dim: int = 7
     chunk_size: int = 1
     num_bins: int = 256
+    action_prior: float = 0.0
     vocab_padding: int = 0
     decoding: Literal["autoregressive", "parallel"] = "autoregressive"
     attention: Literal["causal", "bidirectional"] = "causal"
@@ -97,6 +100,8 @@ class VLAConfig:
         for name, low in (("image_size", 1), ("action_dim", 1), ("chunk_size", 1), ("num_bins", 3), ("prompt_length", 1), ("state_dim", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
+        if self.action_prior < 0:
+            raise ValueError(f"action_prior={self.action_prior}: a standard deviation in units of the action range [-1, 1]; 0 for none")
         for name, allowed in (
             ("image_kernel", ("bicubic", "lanczos")),
             ("projector", ("linear", "openvla", "none")),

@@ -56,6 +56,8 @@ class VLAPolicy(nn.Module):
         self.placeholders = nn.Parameter(torch.randn(config.num_action_tokens, width) * 0.5) if config.decoding == "parallel" else None
         self.value_head = ValueHead(width, config.value_head)
         self.actions = ActionCodec(config.action_dim, config.num_bins)
+        self.prior: Tensor | None
+        self.register_buffer("prior", self.actions.normal_prior(config.action_prior) if config.action_prior else None, persistent=False)
         self.origin: Path | None = None
         """Folder that the weights were read from; None where they were made here."""
         self.attachments: dict[str, bytes] = {}
@@ -230,7 +232,8 @@ class VLAPolicy(nn.Module):
             return head(hidden.to(head.weight.dtype)).float()
 
     def _window(self, logits: Tensor) -> Tensor:
-        return logits[..., self.window_offset : self.window_offset + self.config.num_bins]
+        window = logits[..., self.window_offset : self.window_offset + self.config.num_bins]
+        return window if self.prior is None else window + self.prior
 
     def _act_parallel(self, inputs: Inputs, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         logits, hidden = self._teacher_forced(inputs, None)

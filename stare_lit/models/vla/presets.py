@@ -17,6 +17,7 @@ def tiny(
     image_size: int = 64,
     chunk_size: int = 4,
     num_bins: int = 32,
+    action_prior: float = 0.0,
     hidden_size: int = 192,
     num_layers: int = 3,
     channels: tuple[int, ...] = (32, 48, 96, 128),
@@ -36,6 +37,7 @@ def tiny(
         image_size: side of the camera image, a multiple of a patch (64-96 pixels).
         chunk_size: actions per decision.
         num_bins: bin edges per action dimension; ``num_bins - 1`` values, so an even number gives one that is exactly the middle.
+        action_prior: standard deviation of the normal distribution that an untrained policy draws actions from; 0: any bin is as likely.
         hidden_size, num_layers: of the language model; heads are 32 wide.
         channels: of the tower's stride-2 convolutions: a patch is ``2 ** len(channels)`` pixels wide (three of them do for a 32-pixel image).
         keypoints: spatial-softmax positions that the tower adds as one token (see ``ConvStem``); 0: none.
@@ -67,6 +69,7 @@ def tiny(
             action_dim=action_dim,
             chunk_size=chunk_size,
             num_bins=num_bins,
+            action_prior=action_prior,
             decoding=decoding,
             attention="bidirectional" if decoding == "parallel" else "causal",
             attention_kernel="eager",
