@@ -157,10 +157,6 @@ class ManiSkillEnv(EnvBase):
         self._generator = torch.Generator().manual_seed(0 if seed is None else int(seed))
         self._fresh = True
 
-    def _draw_seeds(self, num: int) -> Tensor:
-        low, high = self.seed_range
-        return torch.randint(low, high, (num,), generator=self._generator)
-
     def _reset(self, tensordict: TensorDictBase | None = None, *, seed: int | Sequence[int] | None = None, exact: bool = True, **_: Any) -> TensorDict:
         """Start episodes; ``seed`` gives the seed of each scene that is reset, in order.
 
@@ -169,7 +165,8 @@ class ManiSkillEnv(EnvBase):
         """
         mask = None if tensordict is None or not self.batch_size else tensordict.get("_reset", None)
         index = torch.arange(self._num) if mask is None else mask.reshape(-1).nonzero().squeeze(-1).cpu()
-        seeds = self._draw_seeds(len(index)) if seed is None else torch.as_tensor(seed, dtype=torch.int64).reshape(-1)
+        drawn = torch.randint(*self.seed_range, (len(index),), generator=self._generator) if seed is None else seed
+        seeds = torch.as_tensor(drawn, dtype=torch.int64).reshape(-1)
         if len(seeds) != len(index):
             raise ValueError(f"seed has {len(seeds)} entries but {len(index)} episodes start; give one seed for each.")
         self._seeds[index] = seeds
@@ -178,17 +175,18 @@ class ManiSkillEnv(EnvBase):
         options = {"reconfigure": True} if rebuild else {} if mask is None else {"env_idx": index.to(self._sim.device)}
         _, info = self._sim.reset(seed=self._seeds.tolist(), options=options)
         self._adopt_scene()
-        index = index.to(self._sim.device)
         self._start_height[index] = self._height(self._sim)[index]
         self._succeeded[index] = False
         td = self._observe(info)
-        fresh = self._shaped(torch.isin(torch.arange(self._num, device=index.device), index))
+        fresh = self._shaped(torch.isin(torch.arange(self._num), index).to(self._sim.device))
         for name, value in {"contact": 0.0, "grasped": 0.0, "released": 1.0}.items():
             if name in self.signal_names:  # no step was taken yet: the simulator still reports the contacts of the episode before
                 td[keys.SIGNALS, name] = torch.where(fresh, value, td[keys.SIGNALS, name])
         return self._finish(td, torch.zeros(self._num, self.chunk_size, device=self._sim.device))
 
-    def _finish(self, td: TensorDict, step_reward: Tensor, num_steps: Tensor | None = None, success: Tensor | None = None) -> TensorDict:
+    def _finish(
+        self, td: TensorDict, step_reward: Tensor, num_steps: Tensor | None = None, success: Tensor | None = None, dense: Tensor | None = None
+    ) -> TensorDict:
         def column(value: Tensor) -> Tensor:
             return self._shaped(value.reshape(self._num, 1)).to(self.device)
 
@@ -198,8 +196,8 @@ class ManiSkillEnv(EnvBase):
         td[keys.STEP_REWARD] = self._shaped(step_reward).to(self.device)
         td[keys.NUM_STEPS] = column(zeros if num_steps is None else num_steps)
         td[keys.SUCCESS] = column(self._succeeded if success is None else success)
-        if self.dense_reward and keys.DENSE_REWARD not in td:
-            td[keys.DENSE_REWARD] = column(torch.zeros(self._num))
+        if self.dense_reward:
+            td[keys.DENSE_REWARD] = column(torch.zeros(self._num) if dense is None else dense)
         return td
 
     def _advance(self, action: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -209,9 +207,8 @@ class ManiSkillEnv(EnvBase):
             return info, reward
         self._stepper.step(action[0].numpy())
         info = self._sim.get_info()
-        if not self.dense_reward:
-            return info, torch.zeros(self._num)
-        return info, self._sim.get_reward(obs=self._sim.get_obs(info, unflattened=True), action=action, info=info)
+        seen = self._sim.get_obs(info, unflattened=True) if self.dense_reward else None
+        return info, self._sim.get_reward(obs=seen, action=action, info=info)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         chunk = tensordict[keys.ACTION_CHUNK].reshape(self._num, self.chunk_size, ACTION_DIM).to(self._sim.device)
@@ -236,9 +233,7 @@ class ManiSkillEnv(EnvBase):
         truncated = (self._sim.elapsed_steps >= self.max_episode_steps) & ~terminated
         self._succeeded = succeeded
         td = self._observe(info)
-        if self.dense_reward:
-            td[keys.DENSE_REWARD] = self._shaped(dense[:, None]).to(self.device)
-        self._finish(td, step_reward, num_steps, succeeded)
+        self._finish(td, step_reward, num_steps, succeeded, dense)
         td[keys.REWARD] = self._shaped(step_reward.sum(-1, keepdim=True)).to(self.device)
         for key, flag in ((keys.TERMINATED, terminated), (keys.TRUNCATED, truncated), (keys.DONE, terminated | truncated)):
             td[key] = self._shaped(flag[:, None]).to(self.device)
@@ -246,7 +241,7 @@ class ManiSkillEnv(EnvBase):
 
     @property
     def simulator(self) -> Any:
-        """The ManiSkill environment itself, for experts and videos."""
+        """The ManiSkill environment itself."""
         return self._sim
 
     def close(self, *, raise_if_closed: bool = True) -> None:
