@@ -157,8 +157,6 @@ class VLAPolicy(nn.Module):
         logits = logits if full_vocabulary else self._window(logits)
         return logits.view(*tensordict.batch_size, self.config.chunk_size, self.config.action_dim, -1)
 
-    # ---- the parts -------------------------------------------------------------------------------------------------------------------------------
-
     def _read(self, tensordict: TensorDictBase, *, value: bool) -> Inputs:
         return read_inputs(tensordict, self.config, self.prompts, value=value)
 
