@@ -32,8 +32,12 @@ class CheckedCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except (OSError, RuntimeError) as error:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if isinstance(error.__context__, KeyboardInterrupt):  # torch's writer of archives fails in turn when it is cut short
+                raise error.__context__ from None
+            if not isinstance(error, (OSError, RuntimeError)):
+                raise
             raise OSError(f"{path} cannot be written ({error}); the checkpoint before it is whole: make room, then go on with --ckpt_path last") from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:

@@ -79,6 +79,18 @@ def test_a_checkpoint_comes_back(saved):
     assert not differences(CheckedCheckpointIO().load_checkpoint(saved), CONTENT)
 
 
+def test_an_interrupt_while_a_checkpoint_is_written_stays_one(tmp_path):
+    class Interrupting:
+        def __reduce__(self):
+            raise KeyboardInterrupt
+
+    CheckedCheckpointIO().save_checkpoint(CONTENT, tmp_path / "last.ckpt")
+    with pytest.raises(KeyboardInterrupt):
+        CheckedCheckpointIO().save_checkpoint({"tensor": torch.zeros(100_000), "last": Interrupting()}, tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    assert not differences(CheckedCheckpointIO().load_checkpoint(tmp_path / "last.ckpt"), CONTENT)
+
+
 @settings(max_examples=100)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_no_flipped_bit_of_a_checkpoint_is_loaded(tmp_path_factory, share):
