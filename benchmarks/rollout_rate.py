@@ -14,11 +14,13 @@ import multiprocessing as mp
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
+from torch import Tensor
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
@@ -85,18 +87,26 @@ class Stock:
             connection.send(None)
 
 
+def no_tokens(texts: Sequence[str]) -> Tensor:
+    """In place of a policy's tokenizer: collectors run with tokens, not with text."""
+    return torch.zeros(len(texts), 1, dtype=torch.int64)
+
+
 class Ours:
-    """``make_env`` under random actions."""
+    """``make_env`` under random actions, as a collector runs it."""
 
     def __init__(self, num_envs: int, num_workers: int, task: str, observation: str, image_size: int, visuals: str) -> None:
-        self.env: EnvBase = make_env(task, num_envs, num_workers=num_workers, observation=observation, image_size=image_size, visuals=visuals)
+        self.env: EnvBase = make_env(
+            task, num_envs, num_workers=num_workers, tokenize=no_tokens, observation=observation, image_size=image_size, visuals=visuals
+        )
         self.state = self.env.reset()
 
     def rate(self, seconds: float) -> float:
         """Steps a second of all together."""
         steps, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
-            after, self.state = self.env.step_and_maybe_reset(self.env.rand_action(self.state))
+            self.state[keys.ACTION_CHUNK] = torch.rand(self.env.batch_size[0], 1, 7) * 2 - 1
+            after, self.state = self.env.step_and_maybe_reset(self.state)
             steps += int(after["next", keys.NUM_STEPS].sum())
         return steps / (time.perf_counter() - started)
 

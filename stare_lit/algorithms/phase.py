@@ -1,5 +1,7 @@
 """What the LightningModules of the three phases share: adapters, hooks without data, and losses over all processes."""
 
+from typing import Any
+
 import torch
 from lightning import LightningModule
 from tensordict import TensorDictBase
@@ -20,6 +22,10 @@ class PhaseModule(LightningModule):
         train_value_head: False freezes it, for a phase whose loss says nothing about values (DDP waits for a gradient of all that is not frozen).
         checkpointing: run transformer blocks again in the backward pass instead of keeping what they compute.
     """
+
+    policy: Any  # nn.Module and types.Policy
+    batches_of_decisions = False
+    """Whether the data's ``batch_size`` counts decisions, not rounds or pairs of trajectories."""
 
     def __init__(self, policy: nn.Module, lora: LoraSettings | None, *, train_value_head: bool, checkpointing: bool = False) -> None:
         super().__init__()

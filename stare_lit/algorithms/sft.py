@@ -1,9 +1,10 @@
 """The imitation phase: supervised fine-tuning on demonstrations."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -33,6 +34,8 @@ class SFTModule(PhaseModule):
         checkpointing: keep only the input of each transformer block and run it again in the backward pass: less memory, a third more time.
         lora: train a fresh adapter instead of all weights.
     """
+
+    batches_of_decisions = True
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class SFTModule(PhaseModule):
         if self.action_statistics == "dataset" and stage == "fit":
             self.policy.set_action_statistics(data.action_statistics)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         trained, _ = split_value_head(self.policy)
         optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
         total = int(self.trainer.estimated_stepping_batches) if self.schedule == "cosine" else None

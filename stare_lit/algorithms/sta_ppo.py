@@ -97,7 +97,8 @@ class StaPPOModule(PhaseModule):
         flat = batch.reshape(-1)
         advantage = masked_standardize(flat["advantage"], total=self.total)
         only_value = self.current_epoch < self.value_warmup_rounds
-        optimizer, totals, count, stopped = self.optimizers(), {}, 0, False
+        optimizer, count, stopped = self.optimizers(), 0, False
+        totals: dict[str, Any] = {}
         for epoch in range(self.num_epochs):
             divergence, passes = 0.0, 0
             for rows in self._minibatches(len(flat), epoch):

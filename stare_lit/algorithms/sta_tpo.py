@@ -1,8 +1,9 @@
 """The preference phase: StA-TPO (StARe-VLA, arXiv 2512.05107); plain TPO (GRAPE, arXiv 2411.19309) is the same module on one-stage pairs."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ class StaTPOModule(PhaseModule):
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.micro_batch_size = micro_batch_size
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
         warmup = warmup_schedule(optimizer, warmup_steps=self.warmup_steps, total_steps=None, schedule="constant")
@@ -92,7 +93,8 @@ class StaTPOModule(PhaseModule):
         shape = (2 * len(preferred), int(batch["position"].max()) + 1)
         log_ratios = log_ratio.new_zeros(shape).index_put(place, log_ratio)
         stages = batch["stage_index"].new_full(shape, -1).index_put(place, batch["stage_index"])
-        return sta_tpo_loss(*log_ratios.chunk(2), *stages.chunk(2), *cost, preferred, beta=self.beta, lmbda=self.lmbda, reduction=self.reduction)
+        tensors = (*log_ratios.chunk(2), *stages.chunk(2), *cost, preferred)
+        return sta_tpo_loss(*tensors, beta=self.beta, lmbda=self.lmbda, reduction=self.reduction)  # type: ignore[misc]
 
     def _log_prob(self, decisions: TensorDictBase) -> Tensor:
         """log pi(a_t | s_t) [M] over the executed tokens, float32."""

@@ -52,8 +52,8 @@ class MemoryPlan(Callback):
         policy: Any = pl_module.policy
         data = getattr(trainer, "datamodule", None)
         named = [getattr(pl_module, name) for name in ("micro_batch_size", "minibatch_size") if hasattr(pl_module, name)]
-        # where the module splits batches, those of the data are no decisions (rounds, pairs of trajectories)
-        found = next((size for size in named if size is not None), None) if named else getattr(data, "batch_size", None)
+        of_data = getattr(data, "batch_size", None) if getattr(pl_module, "batches_of_decisions", not named) else None
+        found = next((size for size in named if size is not None), of_data)
         batch_size = self.batch_size if self.batch_size is not None else found
         if batch_size is None:
             raise ValueError(

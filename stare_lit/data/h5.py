@@ -175,4 +175,4 @@ def _observe(env: ManiSkillEnv, group: h5py.Group, step: int) -> TensorDict:
     hand.set_action(gripper)
     simulator.scene.step()
     simulator.set_state_dict(state)
-    return env._observe(env.simulator.get_info())
+    return TensorDict(env._observe(env.simulator.get_info()), batch_size=[])

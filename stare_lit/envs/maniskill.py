@@ -6,17 +6,17 @@ from typing import Any, Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
-from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS, pose_of
+from stare_lit.envs.poses import read_directly
+from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS
 from stare_lit.envs.simulator import SimulatorConfig, camera_images, is_light, make_simulator
+from stare_lit.envs.specs import MAX_SEED, set_specs
 from stare_lit.envs.stepping import EndEffectorStepper
 from stare_lit.envs.visuals import lighten
 
 ACTION_DIM = 7
-MAX_SEED = 2**31 - 1
 
 
 class ManiSkillEnv(EnvBase):
@@ -89,7 +89,9 @@ class ManiSkillEnv(EnvBase):
         self._succeeded = torch.zeros(num_envs, dtype=torch.bool, device=self._sim.device)
         self._seeds = torch.zeros(num_envs, dtype=torch.int64)
         self._generator = torch.Generator().manual_seed(0)
-        self._make_specs()
+        first = TensorDict(self._observe(self._sim.get_info()), batch_size=self.batch_size, device=self.device)
+        self.signal_names = tuple(first[keys.SIGNALS].keys())
+        set_specs(self, first, num_instructions=len(self.instructions), action_dim=ACTION_DIM, dense_reward=dense_reward)
 
     def _adopt_scene(self) -> None:
         """What belongs to one built scene, after the simulator has built another one: light meshes and the stepper."""
@@ -98,37 +100,9 @@ class ManiSkillEnv(EnvBase):
         self._scene = self._sim.scene
         if self._light:
             lighten(self._scene.sub_scenes)
+        if self._num == 1:
+            read_directly(self._scene)
         self._stepper = EndEffectorStepper(self._sim) if EndEffectorStepper.fits(self._sim) else None
-
-    # -- specs ---------------------------------------------------------------------------------------------------------
-    def _make_specs(self) -> None:
-        batch, device = self.batch_size, self.device
-        first = self._observe(self._sim.get_info())
-        self.signal_names = tuple(first[keys.SIGNALS].keys())
-
-        def like(value: Tensor) -> Any:
-            if value.dtype == torch.uint8:
-                return Bounded(0, 255, shape=value.shape, dtype=torch.uint8, device=device)
-            return Unbounded(shape=value.shape, dtype=value.dtype, device=device)
-
-        def tree(td: TensorDictBase) -> Composite:
-            return Composite({k: tree(v) if isinstance(v, TensorDictBase) else like(v) for k, v in td.items()}, shape=batch, device=device)
-
-        spec = tree(first)
-        spec[keys.INSTRUCTION_ID] = Categorical(len(self.instructions), shape=batch, dtype=torch.int64, device=device)
-        spec[keys.EPISODE_SEED] = Bounded(0, MAX_SEED, shape=batch, dtype=torch.int64, device=device)
-        flag = Binary(shape=(*batch, 1), dtype=torch.bool, device=device)
-        scalar = Unbounded(shape=(*batch, 1), device=device)
-        spec[keys.SUCCESS] = flag.clone()
-        spec[keys.NUM_STEPS] = Bounded(0, self.chunk_size, shape=(*batch, 1), dtype=torch.int64, device=device)
-        spec[keys.STEP_REWARD] = Unbounded(shape=(*batch, self.chunk_size), device=device)
-        if self.dense_reward:
-            spec[keys.DENSE_REWARD] = scalar.clone()
-        self.observation_spec = spec
-        low_high = Bounded(-1.0, 1.0, shape=(*batch, self.chunk_size, ACTION_DIM), device=device)
-        self.action_spec = Composite({keys.VLA_ACTION: Composite(chunk=low_high, shape=batch, device=device)}, shape=batch, device=device)
-        self.reward_spec = scalar
-        self.done_spec = Composite({k: flag.clone() for k in (keys.DONE, keys.TERMINATED, keys.TRUNCATED)}, shape=batch, device=device)
 
     # -- what is measured ----------------------------------------------------------------------------------------------
     def _shaped(self, value: Tensor) -> Tensor:
@@ -139,9 +113,9 @@ class ManiSkillEnv(EnvBase):
         """float32 [N, S]: joint positions and tool pose; in the `state` variant ManiSkill's own state observation."""
         if self.observation == "state":
             return self._sim.get_obs(info)
-        return torch.cat([self._sim.agent.robot.get_qpos(), pose_of(self._sim.agent.tcp)], dim=-1)
+        return torch.cat([self._sim.agent.robot.get_qpos(), self._sim.agent.tcp.pose.raw_pose], dim=-1)
 
-    def _observe(self, info: dict[str, Tensor]) -> TensorDict:
+    def _observe(self, info: dict[str, Tensor]) -> dict[Any, Any]:
         success = info["success"]
         signals = {name: self._shaped(value.to(torch.float32)) for name, value in self._measure(self._sim, self._start_height).items()}
         signals["success"] = self._shaped(success.to(torch.float32))
@@ -149,7 +123,7 @@ class ManiSkillEnv(EnvBase):
         if self.observation == "image":
             images = {name: self._shaped(image) for name, image in camera_images(self._sim, self.cameras).items()}
             observation["image"] = images if len(images) > 1 else next(iter(images.values()))
-        return TensorDict({keys.OBSERVATION: observation, keys.SIGNALS: signals}, batch_size=self.batch_size, device=self.device)
+        return {keys.OBSERVATION: observation, keys.SIGNALS: signals}
 
     # -- TorchRL hooks -------------------------------------------------------------------------------------------------
     def _set_seed(self, seed: int | None) -> None:
@@ -165,7 +139,7 @@ class ManiSkillEnv(EnvBase):
         """
         mask = None if tensordict is None or not self.batch_size else tensordict.get("_reset", None)
         index = torch.arange(self._num) if mask is None else mask.reshape(-1).nonzero().squeeze(-1).cpu()
-        drawn = torch.randint(*self.seed_range, (len(index),), generator=self._generator) if seed is None else seed
+        drawn = torch.randint(self.seed_range[0], self.seed_range[1], (len(index),), generator=self._generator) if seed is None else seed
         seeds = torch.as_tensor(drawn, dtype=torch.int64).reshape(-1)
         if len(seeds) != len(index):
             raise ValueError(f"seed has {len(seeds)} entries but {len(index)} episodes start; give one seed for each.")
@@ -177,28 +151,20 @@ class ManiSkillEnv(EnvBase):
         self._adopt_scene()
         self._start_height[index] = self._height(self._sim)[index]
         self._succeeded[index] = False
-        td = self._observe(info)
+        observed = self._observe(info)
         fresh = self._shaped(torch.isin(torch.arange(self._num), index).to(self._sim.device))
         for name, value in {"contact": 0.0, "grasped": 0.0, "released": 1.0}.items():
             if name in self.signal_names:  # no step was taken yet: the simulator still reports the contacts of the episode before
-                td[keys.SIGNALS, name] = torch.where(fresh, value, td[keys.SIGNALS, name])
-        return self._finish(td, torch.zeros(self._num, self.chunk_size, device=self._sim.device))
+                observed[keys.SIGNALS][name] = torch.where(fresh, value, observed[keys.SIGNALS][name])
+        nothing = torch.zeros(self._num, 1)
+        outcome = {keys.STEP_REWARD: nothing.expand(-1, self.chunk_size), keys.NUM_STEPS: nothing.long(), keys.SUCCESS: self._succeeded[:, None]}
+        return self._finish(observed, outcome | ({keys.DENSE_REWARD: nothing} if self.dense_reward else {}))
 
-    def _finish(
-        self, td: TensorDict, step_reward: Tensor, num_steps: Tensor | None = None, success: Tensor | None = None, dense: Tensor | None = None
-    ) -> TensorDict:
-        def column(value: Tensor) -> Tensor:
-            return self._shaped(value.reshape(self._num, 1)).to(self.device)
-
-        zeros = torch.zeros(self._num, dtype=torch.int64)
-        td[keys.INSTRUCTION_ID] = self._shaped(zeros).to(self.device)
-        td[keys.EPISODE_SEED] = self._shaped(self._seeds.clone()).to(self.device)
-        td[keys.STEP_REWARD] = self._shaped(step_reward).to(self.device)
-        td[keys.NUM_STEPS] = column(zeros if num_steps is None else num_steps)
-        td[keys.SUCCESS] = column(self._succeeded if success is None else success)
-        if self.dense_reward:
-            td[keys.DENSE_REWARD] = column(torch.zeros(self._num) if dense is None else dense)
-        return td
+    def _finish(self, observed: dict[Any, Any], outcome: dict[Any, Tensor]) -> TensorDict:
+        """What was observed, in the environment's batch, and the ``outcome`` [N, ...] of a decision."""
+        counts = {keys.INSTRUCTION_ID: torch.zeros(self._num, dtype=torch.int64), keys.EPISODE_SEED: self._seeds.clone()}
+        content = observed | {name: self._shaped(value) for name, value in (counts | outcome).items()}
+        return TensorDict(content, batch_size=self.batch_size, device=self.device)
 
     def _advance(self, action: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """One control step: the simulator's info and its dense reward [N] (0 where it was not asked for)."""
@@ -212,7 +178,31 @@ class ManiSkillEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         chunk = tensordict[keys.ACTION_CHUNK].reshape(self._num, self.chunk_size, ACTION_DIM).to(self._sim.device)
-        mask = tensordict.get("_step", None)
+        info, outcome = self._execute_alone(chunk) if self._num == 1 else self._execute(chunk, tensordict.get("_step", None))
+        if not self.dense_reward:
+            del outcome[keys.DENSE_REWARD]
+        outcome[keys.REWARD] = outcome[keys.STEP_REWARD].sum(-1, keepdim=True)
+        outcome[keys.DONE] = outcome[keys.TERMINATED] | outcome[keys.TRUNCATED]
+        return self._finish(self._observe(info), outcome)
+
+    def _execute_alone(self, chunk: Tensor) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
+        """``_execute`` of one scene, on scalars: tensors of one number cost a tenth of a step of the state variant."""
+        succeeded, elapsed = bool(self._succeeded), int(self._sim.elapsed_steps)
+        step_reward, dense, terminated, num_steps = [0.0] * self.chunk_size, 0.0, False, 0
+        while num_steps == 0 or (num_steps < self.chunk_size and not terminated and elapsed + num_steps < self.max_episode_steps):
+            info, reward = self._advance(chunk[:, num_steps])
+            success = bool(info["success"])
+            step_reward[num_steps] = float(success) - float(succeeded)
+            dense, succeeded, num_steps = dense + float(reward), success, num_steps + 1
+            terminated = success and self.terminate_on_success
+        self._succeeded[0] = succeeded
+        truncated = elapsed + num_steps >= self.max_episode_steps and not terminated
+        outcome = {keys.STEP_REWARD: step_reward, keys.NUM_STEPS: [num_steps], keys.DENSE_REWARD: [dense]}
+        flags = {keys.SUCCESS: succeeded, keys.TERMINATED: terminated, keys.TRUNCATED: truncated}
+        return info, {name: torch.tensor([row]) for name, row in (outcome | {name: [flag] for name, flag in flags.items()}).items()}
+
+    def _execute(self, chunk: Tensor, mask: Tensor | None) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
+        """Run ``chunk`` [N, H, A] where ``mask`` says so: the simulator's info at the end, and the outcome [N, ...] by key."""
         running = torch.ones(self._num, dtype=torch.bool, device=chunk.device) if mask is None else mask.reshape(self._num).to(chunk.device)
         terminated, succeeded = torch.zeros_like(running), self._succeeded.clone()
         num_steps = torch.zeros(self._num, dtype=torch.int64, device=chunk.device)
@@ -228,16 +218,10 @@ class ManiSkillEnv(EnvBase):
             if self.terminate_on_success:
                 terminated |= success & running
             running = running & ~terminated & (self._sim.elapsed_steps < self.max_episode_steps)
-            if self._num == 1 and not running.item():
-                break
-        truncated = (self._sim.elapsed_steps >= self.max_episode_steps) & ~terminated
         self._succeeded = succeeded
-        td = self._observe(info)
-        self._finish(td, step_reward, num_steps, succeeded, dense)
-        td[keys.REWARD] = self._shaped(step_reward.sum(-1, keepdim=True)).to(self.device)
-        for key, flag in ((keys.TERMINATED, terminated), (keys.TRUNCATED, truncated), (keys.DONE, terminated | truncated)):
-            td[key] = self._shaped(flag[:, None]).to(self.device)
-        return td
+        outcome = {keys.NUM_STEPS: num_steps, keys.SUCCESS: succeeded, keys.TERMINATED: terminated, keys.DENSE_REWARD: dense}
+        outcome |= {keys.TRUNCATED: (self._sim.elapsed_steps >= self.max_episode_steps) & ~terminated}
+        return info, {name: value[:, None] for name, value in outcome.items()} | {keys.STEP_REWARD: step_reward}
 
     @property
     def simulator(self) -> Any:

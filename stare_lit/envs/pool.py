@@ -29,8 +29,8 @@ class Worker:
 
     def __init__(self, make: Callable[[], EnvBase], num_envs: int) -> None:
         self.envs = [make() for _ in range(num_envs)]
-        self.rows: list[TensorDictBase] = []
-        self.chunks: list[Tensor] = []
+        self.rows: list[dict[Any, Tensor]] = []
+        self.actions: list[TensorDict] = []
 
     def describe(self) -> dict[str, Any]:
         """Specs and attributes of one environment."""
@@ -39,21 +39,25 @@ class Worker:
 
     def attach(self, rows: TensorDictBase, chunks: Tensor) -> None:
         """Where to write results and to read actions, one row an environment."""
-        self.rows, self.chunks = list(rows.unbind(0)), list(chunks.unbind(0))
+        self.rows = [dict(row.items(include_nested=True, leaves_only=True)) for row in rows.unbind(0)]
+        self.actions = [TensorDict({keys.VLA_ACTION: {"chunk": chunk}}, batch_size=[]) for chunk in chunks.unbind(0)]
 
     def step(self, which: Sequence[int]) -> None:
         """One decision of each environment named."""
         for i in which:
-            action = TensorDict({keys.VLA_ACTION: {"chunk": self.chunks[i]}}, batch_size=[])
-            self.rows[i].update_(self.envs[i]._step(action))
+            self._write(i, self.envs[i]._step(self.actions[i]))
 
     def reset(self, seeds: dict[int, int], exact: bool) -> None:
         """Start an episode in each environment named."""
         for i, seed in seeds.items():
-            row = self.rows[i]
-            row.update_(self.envs[i]._reset(None, seed=seed, exact=exact))
+            self._write(i, self.envs[i]._reset(None, seed=seed, exact=exact))
             for key in (keys.DONE, keys.TERMINATED, keys.TRUNCATED, keys.REWARD):
-                row[key].zero_()
+                self.rows[i][key].zero_()
+
+    def _write(self, i: int, result: TensorDictBase) -> None:
+        row = self.rows[i]
+        for name, value in result.items(include_nested=True, leaves_only=True):
+            row[name].copy_(value)
 
     def close(self) -> None:
         """Free the simulators."""
@@ -72,6 +76,8 @@ def _serve(connection: Any, make: Callable[[], EnvBase], num_envs: int) -> None:
     """A worker process: obeys (method, arguments) until it is told to close or its parent is gone."""
     end_with_parent()
     torch.set_num_threads(1)
+    if hasattr(os, "SCHED_BATCH"):  # a worker that wakes must not take the core from the parent, who has the other workers to wake
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     try:
         worker = Worker(make, num_envs)
         gc.freeze()  # the simulator collects garbage at each rebuild; what exists by now never is any
@@ -134,10 +140,8 @@ class EnvironmentPool(EnvBase):
                 self._processes.append(process)
                 self._connections.append(ours)
             described = self._collect(range(num_workers), start_timeout)[0]
-        for name in ATTRIBUTES:
-            setattr(self, name, described[name])
-        for name in SPECS:
-            setattr(self, name, described[name].expand(num_envs, *described[name].shape))
+        for name, value in described.items():
+            setattr(self, name, value if name in ATTRIBUTES else value.expand(num_envs, *value.shape))
         buffer = self.observation_spec.zero().update(self.full_done_spec.zero()).update(self.full_reward_spec.zero())
         self._buffer = buffer.share_memory_()
         self._chunks = self.full_action_spec.zero()[keys.ACTION_CHUNK].share_memory_()
@@ -148,7 +152,6 @@ class EnvironmentPool(EnvBase):
     def _split(self, rows: Any) -> list[Any]:
         return [rows[start : start + self._each] for start in range(0, self.batch_size[0], self._each)]
 
-    # -- talking to the workers ----------------------------------------------------------------------------------------
     def _call(self, method: str, arguments: dict[int, tuple]) -> None:
         """Call ``method`` of the workers named, all at once, and wait."""
         if self._local is not None:
@@ -196,7 +199,6 @@ class EnvironmentPool(EnvBase):
         for process in self._processes:
             process.join(5)
 
-    # -- TorchRL hooks -------------------------------------------------------------------------------------------------
     def _rows_by_worker(self, mask: Tensor | None) -> dict[int, list[int]]:
         """Rows within each worker that ``mask`` names (all of them without one); workers without any are left out."""
         rows = range(self.batch_size[0]) if mask is None else mask.reshape(self.batch_size[0], -1).any(-1).nonzero().squeeze(-1).tolist()

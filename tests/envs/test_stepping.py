@@ -8,7 +8,8 @@ import torch
 
 from stare_lit import keys
 from stare_lit.envs.maniskill import ManiSkillEnv
-from stare_lit.envs.signals import SIGNALS, pose_of
+from stare_lit.envs.poses import OneActor, OneLink
+from stare_lit.envs.signals import SIGNALS
 from stare_lit.envs.stepping import EndEffectorStepper
 
 
@@ -40,7 +41,8 @@ def test_equals_maniskill_to_the_bit(task):
         assert td[keys.SUCCESS].item() == info["success"].item()
         assert td[keys.DENSE_REWARD].item() == pytest.approx(reward.item(), abs=1e-6)
         for part in (ours.simulator.agent.tcp, *ours.simulator.scene.actors.values()):
-            assert torch.equal(pose_of(part), part.pose.raw_pose)
+            assert torch.equal(part.pose.raw_pose, type(part).__base__.pose.fget(part).raw_pose)
+    assert type(ours.simulator.agent.tcp) is OneLink and {type(actor) for actor in ours.simulator.scene.actors.values()} == {OneActor}
     assert (theirs.agent.tcp.pose.p - torch.tensor([[0.0, 0.0, 0.17]])).norm() > 0.02  # it moved
     theirs.close()
     ours.close()

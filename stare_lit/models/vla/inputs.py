@@ -50,7 +50,9 @@ def read_inputs(tensordict: TensorDictBase, config: VLAConfig, prompts: PromptTo
     signals = None
     if value and config.value_head.signals:
         signals = torch.stack([_get(tensordict, keys.signal(name)).reshape(num) for name in config.value_head.signals], dim=-1)
-    return Inputs(images, state, _prompt(tensordict, num, prompts).to((state if images is None else images).device), signals)
+    seen = state if images is None else images
+    assert seen is not None  # a policy without towers has a state
+    return Inputs(images, state, _prompt(tensordict, num, prompts).to(seen.device), signals)
 
 
 def _get(tensordict: TensorDictBase, place: tuple[str, ...]) -> Tensor:
