@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -48,8 +49,9 @@ def simulator_shares(policy: VLAPolicy, task: str, temperature: float, decisions
     env = maniskill.ManiSkillEnv(task, chunk_size=policy.chunk_size)
     seconds: dict[str, float] = defaultdict(float)
     simulator = env.simulator
-    simulator.agent.set_action = timed(seconds, "controller (inverse kinematics)", simulator.agent.set_action)
-    simulator.scene.step = timed(seconds, "physics", simulator.scene.step)
+    stepper = env._stepper
+    stepper._arm_targets = timed(seconds, "controller (inverse kinematics)", stepper._arm_targets)
+    stepper._physics = SimpleNamespace(step=timed(seconds, "physics", stepper._physics.step))
     simulator.evaluate = timed(seconds, "success test", simulator.evaluate)
     env._measure = timed(seconds, "signals", env._measure)
     maniskill.camera_images = timed(seconds, "rendering", maniskill.camera_images)
