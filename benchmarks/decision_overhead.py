@@ -8,7 +8,6 @@ again on the same environments without any of that: the same seeds, the same act
 """
 
 import argparse
-import json
 import logging
 import statistics
 import time
@@ -19,12 +18,13 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from rich.table import Table
+from saving import save
 from tensordict import TensorDict, TensorDictBase
 from torch import nn
 
 from stare_lit import keys
 from stare_lit.data.rollouts import ROUND_SEED_STRIDE, RolloutDataModule
-from stare_lit.evaluation.report import console, hardware, package_versions
+from stare_lit.evaluation.report import console
 from stare_lit.models.vla import VLAPolicy
 from stare_lit.models.vla.presets import tiny
 
@@ -110,11 +110,8 @@ def main(line: list[str] | None = None) -> None:
         rest = [f"{1000 * row[part]:.2f}" for part in ("policy", "collector", "bare")]
         table.add_row(name, spread, *rest, "yes" if row["overhead"] <= TARGET else "no")
     console().print(table)
-    content = {"config": vars(arguments), "seconds_a_decision": rows, "target": TARGET, "torch_threads": torch.get_num_threads()}
-    path = Path(arguments.output)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content | {"hardware": hardware(), "versions": package_versions()}, indent=2) + "\n")
-    console().print(f"written to {path}")
+    content = {"seconds_a_decision": rows, "target": TARGET, "torch_threads": torch.get_num_threads()}
+    save(arguments.output, arguments, content)
 
 
 if __name__ == "__main__":

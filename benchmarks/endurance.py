@@ -9,7 +9,6 @@ interval excludes zero and that would matter: more than one per cent of the leve
 
 import argparse
 import csv
-import json
 import os
 import statistics
 import subprocess
@@ -19,9 +18,10 @@ import time
 from pathlib import Path
 
 from rich.table import Table
+from saving import save
 from scipy.stats import linregress, t
 
-from stare_lit.evaluation.report import console, hardware, package_versions
+from stare_lit.evaluation.report import console
 
 RESULTS = Path(__file__).parent / "results" / "endurance.json"
 SETTLED = 0.2  # share of the run that is left out of the fits
@@ -105,11 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         share = fit["slope_per_hour"] / fit["level"]
         table.add_row(name, f"{fit['level']:.0f}", f"{fit['slope_per_hour']:+.1f}", f"{fit['low']:+.1f} .. {fit['high']:+.1f}", f"{share:+.1%}")
     console().print(table)
-    config = {name: value for name, value in vars(arguments).items() if name != "output"}
-    content = {"config": config, "fits": fits, "memory": samples[:: max(1, len(samples) // 200)], "rounds": rounds}
-    arguments.output.parent.mkdir(exist_ok=True)
-    arguments.output.write_text(json.dumps(content | {"hardware": hardware(), "versions": package_versions()}, indent=1) + "\n")
-    console().print(f"written to {arguments.output}")
+    save(arguments.output, arguments, {"fits": fits, "memory": samples[:: max(1, len(samples) // 200)], "rounds": rounds})
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 from rich.table import Table
+from saving import save
 
-from stare_lit.evaluation.report import console, hardware, package_versions
+from stare_lit.evaluation.report import console
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = {"PullCube-v1": "pull_cube", "StackCube-v1": "stack_cube", "LiftPegUpright-v1": "lift_peg_upright"}
@@ -52,8 +53,7 @@ def main() -> None:
             ),
             "sta_ppo": fit(root / "sta_ppo", "--config=configs/sta_ppo.yaml", f"--data.task={task}", start, "--trainer.max_epochs=3"),
         }  # fmt: skip
-        RESULTS.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"results": results, "hardware": hardware(), "versions": package_versions()}, indent=1) + "\n")
+        save(path, arguments, {"results": results})
     table = Table("task", "phase", "updates", "loss first -> last", "success_once, 100 validation seeds", title="Greedy; later phases short on purpose")
     for task, phases in results.items():
         for name, result in phases.items():

@@ -9,7 +9,6 @@ and are measured in turn, a pair at a time; the ratio is the median over pairs. 
 """
 
 import argparse
-import json
 import multiprocessing as mp
 import os
 import statistics
@@ -20,12 +19,13 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from saving import save
 from torch import Tensor
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
 from stare_lit.envs.factory import make_env
-from stare_lit.evaluation.report import console, hardware, package_versions
+from stare_lit.evaluation.report import console
 
 RESULTS = Path(__file__).parent / "results" / "rollout_rate.json"
 
@@ -158,11 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         low, high = found["ratio_range"]
         table.add_row(name, str(num), f"{found['stock']:.0f}", f"{found['ours']:.0f}", f"{found['ratio']:.2f}", f"{low:.2f} - {high:.2f}")
     console().print(table)
-    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items() if name != "output"}
-    content = {"config": config, "rows": rows, "hardware": hardware(), "versions": package_versions()}
-    arguments.output.parent.mkdir(exist_ok=True)
-    arguments.output.write_text(json.dumps(content, indent=2) + "\n")
-    console().print(f"written to {arguments.output}")
+    save(arguments.output, arguments, {"rows": rows})
 
 
 if __name__ == "__main__":

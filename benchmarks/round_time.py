@@ -8,7 +8,6 @@ timers around the simulator's parts, whose shares split the simulation time of t
 
 import argparse
 import csv
-import json
 import statistics
 import subprocess
 import sys
@@ -22,10 +21,11 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from saving import save
 
 from stare_lit import keys
 from stare_lit.envs import maniskill
-from stare_lit.evaluation.report import console, hardware, package_versions
+from stare_lit.evaluation.report import console
 from stare_lit.models.vla import VLAPolicy
 
 RESULTS = Path(__file__).parent / "results"
@@ -102,11 +102,7 @@ def main() -> None:
     for name, value in rows.items():
         table.add_row(name, f"{value:.2f}", f"{value / total:.0%}", f"{1000 * shares[name]:.2f}" if name in shares else "")
     console().print(table)
-    RESULTS.mkdir(exist_ok=True)
-    content = {"config": vars(arguments), "round_seconds": round_seconds, "decision_seconds_alone": shares, "split": rows}
-    path = RESULTS / "round_time.json"
-    path.write_text(json.dumps(content | {"hardware": hardware(), "versions": package_versions()}, indent=2) + "\n")
-    console().print(f"written to {path}")
+    save(RESULTS / "round_time.json", arguments, {"round_seconds": round_seconds, "decision_seconds_alone": shares, "split": rows})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the image size of the shipped policy, for they are made in seconds; an update do
 """
 
 import argparse
-import json
 import logging
 import statistics
 import tempfile
@@ -22,6 +21,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from rich.table import Table
+from saving import save
 from tensordict import TensorDict
 from torch import nn
 
@@ -29,7 +29,7 @@ from stare_lit import keys
 from stare_lit.algorithms.sft import SFTModule
 from stare_lit.callbacks import NonFiniteGuard
 from stare_lit.data.demos import DemoDataModule
-from stare_lit.evaluation.report import console, hardware, package_versions
+from stare_lit.evaluation.report import console
 from stare_lit.models.vla.presets import tiny
 from stare_lit.objectives.imitation import action_token_cross_entropy
 
@@ -134,12 +134,8 @@ def main(line: list[str] | None = None) -> None:
         table.add_row(name, f"{rate:.0f}")
     table.add_row("trainer / bare loop [min-max]", f"{share:.3f} [{shares[0]:.3f}-{shares[-1]:.3f}], target {TARGET}: {'yes' if share >= TARGET else 'no'}")
     console().print(table)
-    content = {"config": vars(arguments), "samples_per_second": rates, "share": share, "shares": shares, "target": TARGET}
-    path = Path(arguments.output)
-    path.parent.mkdir(exist_ok=True)
-    content |= {"torch_threads": torch.get_num_threads(), "hardware": hardware(), "versions": package_versions()}
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    console().print(f"written to {path}")
+    content = {"samples_per_second": rates, "share": share, "shares": shares, "target": TARGET}
+    save(arguments.output, arguments, content | {"torch_threads": torch.get_num_threads()})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ For PushCube: --task PushCube-v1 --policy policies/push_cube_sft --num_envs 16 -
 """
 
 import argparse
-import json
 import logging
 import statistics
 import time
@@ -17,10 +16,11 @@ from typing import Any
 
 from lightning import Callback, Trainer, seed_everything
 from rich.table import Table
+from saving import save
 
 from stare_lit.algorithms.sta_ppo import StaPPOModule
 from stare_lit.data.rollouts import RolloutDataModule
-from stare_lit.evaluation.report import console, hardware, package_versions
+from stare_lit.evaluation.report import console
 from stare_lit.models.vla import VLAPolicy
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,11 +81,7 @@ def main(line: list[str] | None = None) -> None:
         table.add_row(str(staleness), f"{seconds:.1f}", ", ".join(f"{each['late']:.2f}" for each in runs))
     console().print(table)
     console().print(f"side by side is {statistics.median(ratios):.2f} times as fast [{min(ratios):.2f}-{max(ratios):.2f}]")
-    path = Path(arguments.output)
-    path.parent.mkdir(exist_ok=True)
-    content = {"config": vars(arguments), "runs": {str(staleness): runs for staleness, runs in found.items()}, "speed_ratios": ratios}
-    path.write_text(json.dumps(content | {"hardware": hardware(), "versions": package_versions()}, indent=2) + "\n")
-    console().print(f"written to {path}")
+    save(arguments.output, arguments, {"runs": {str(staleness): runs for staleness, runs in found.items()}, "speed_ratios": ratios})
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from saving import save
 from tensordict import TensorDict
 from torch import nn
 
@@ -36,7 +37,7 @@ from stare_lit.algorithms.sta_tpo import StaTPOModule
 from stare_lit.data.batches import BatchLoader
 from stare_lit.data.pairs import Pairs
 from stare_lit.data.preferences import PairBatches
-from stare_lit.evaluation.report import console, hardware, package_versions
+from stare_lit.evaluation.report import console
 from stare_lit.models.vla import VLAPolicy
 from stare_lit.models.vla.presets import tiny
 from stare_lit.objectives.executed import sum_executed
@@ -183,7 +184,6 @@ def main(line: list[str] | None = None) -> None:
     parser.add_argument("--micro_batch_sizes", type=int, nargs="+", default=(96, 64, 48, 32, 24, 16, 8), help="tried from the left")
     parser.add_argument("--output", default=str(RESULTS / "tpo_speed.json"))
     arguments = parser.parse_args(line)
-    config = vars(arguments).copy()
     peaks = {name: measure_peak(arguments, side=name, micro_batch_size=None) for name in ("two models", "ours")}
     bounded = None
     for bounded in arguments.micro_batch_sizes:
@@ -208,12 +208,9 @@ def main(line: list[str] | None = None) -> None:
     )
     speed = statistics.median(ratios["ours, bounded"])
     console().print(f"at equal peak memory {speed:.2f} times the pairs a second (target {TARGET}): {'yes' if speed >= TARGET else 'no'}")
-    content = {"config": config, "pairs_per_second": found, "ratios": ratios, "peak_bytes": peaks, "micro_batch_size": bounded, "target": TARGET}
+    content = {"pairs_per_second": found, "ratios": ratios, "peak_bytes": peaks, "micro_batch_size": bounded, "target": TARGET}
     content |= {"large": {"weight_bytes": weights, "peak_bytes": copies, "copies_saved": saved / weights}, "torch_threads": torch.get_num_threads()}
-    path = Path(arguments.output)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content | {"hardware": hardware(), "versions": package_versions()}, indent=2) + "\n")
-    console().print(f"written to {path}")
+    save(arguments.output, arguments, content)
 
 
 if __name__ == "__main__":

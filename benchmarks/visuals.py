@@ -28,7 +28,7 @@ from stare_lit.cli.eval import evaluate_checkpoint
 from stare_lit.envs import decimation
 from stare_lit.envs.simulator import SimulatorConfig, camera_images, make_simulator
 from stare_lit.envs.visuals import lighten
-from stare_lit.evaluation.report import console, hardware, package_versions
+from stare_lit.evaluation.report import console, hardware, package_versions, write_json
 
 RESULTS = Path(__file__).parent / "results"
 CAMERA = ("base_camera",)
@@ -217,9 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, text in content["policy"].pop("lines").items():
             table.add_row(name, text)
         out.print(table)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    out.print(f"written to {path}")
+    out.print(f"written to {write_json(path, content)}")
 
 
 if __name__ == "__main__":
