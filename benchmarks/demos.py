@@ -22,7 +22,7 @@ from rich.table import Table
 
 from stare_lit import keys
 from stare_lit.data.demonstrator import run_expert
-from stare_lit.envs.factory import split_seeds
+from stare_lit.envs.seeds import split_seeds
 from stare_lit.evaluation.metrics import wilson_rate
 from stare_lit.evaluation.report import command_line, console, hardware, package_versions, write_json
 

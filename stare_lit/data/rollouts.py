@@ -17,7 +17,8 @@ from stare_lit.data.ahead import Acting, Ahead
 from stare_lit.data.offline import evaluating
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.ray_rounds import RayRounds, RaySettings
-from stare_lit.envs.factory import SEED_RANGES, make_env
+from stare_lit.envs.factory import make_env
+from stare_lit.envs.seeds import SEED_RANGES
 from stare_lit.envs.transforms import RewardConfig
 
 ROUND_SEED_STRIDE = 10_007
