@@ -18,7 +18,7 @@ from stare_lit.stages.tasks import get_spec, known_tasks
 
 NUM_DEMOS = 50
 NUM_WORSE = 10  # of them, again with noise
-WORSE = 0.3  # share of the longest step, standard deviation
+WORSE = 0.2  # share of the longest step, standard deviation
 NUM_RANDOM = 100
 PUSHED = ("PushCube-v1", "PullCube-v1")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from tensordict import NonTensorData
+from tensordict import NonTensorData, TensorDict
 
 from stare_lit import keys
 from stare_lit.data.demos import DemoDataModule
@@ -49,7 +49,8 @@ class MultiTaskDemoDataModule(DemoDataModule):
         """Reads and checks the demonstrations of every task, and puts them together, once; errors as those of ``DemoDataModule``."""
         if self._rows is not None or not fitting(self):
             return
-        train, validation = [], []
+        train: list[TensorDict] = []
+        validation: list[TensorDict] = []
         for part in self.parts:
             part.trainer = self.trainer
             part.setup(stage)

@@ -25,7 +25,7 @@ class Robot:
 
 PANDA = Robot("pd_ee_delta_pose", "base_camera", "panda_hand_tcp", (1.0,) * 7, judged_at_end=False)
 WIDOWX = Robot(
-    "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos", "3rd_view_camera", "ee_gripper_link", (0.1,) * 3 + (0.5,) * 3 + (1.0,), judged_at_end=True
+    "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos", "3rd_view_camera", "ee_gripper_link", (0.05,) * 3 + (0.4,) * 3 + (1.0,), judged_at_end=True
 )
 
 OFFICIAL_LAYOUTS = {

@@ -17,14 +17,14 @@ from stare_lit.envs.robots import WIDOWX
 from stare_lit.experts.memory import Memory
 
 OPEN, CLOSED = 1.0, -1.0
-STEP = 0.05  # m, longest translation of one action
-TURN = 0.4  # rad, largest turn of one action
+STEP, TURN = WIDOWX.action_limit[0], WIDOWX.action_limit[5]  # m and rad, longest of one action
 HOVER = 0.07  # m above the grip, where the gripper travels and turns
-ALIGNED = 0.006  # m of horizontal error with which the open gripper goes down around the object
-TURNED = 0.1  # rad of error about the vertical with which it does
-GRIP_SLACK = 0.006  # m above the grip at which the fingers close
+ALIGNED = 0.008  # m of horizontal error with which the open gripper goes down around the object (the fingers leave about 9 mm)
+FUNNEL = 0.02  # m beyond that over which it rises to its full height
+TURNED = 0.15  # rad of error about the vertical with which it goes down
+GRIP_SLACK = 0.008  # m above the grip at which the fingers close
 SETTLE = 4  # actions that they need
-OVER = 0.012  # m from the target's centre with which the object is let down
+CLEAR = 0.03  # m from the target's centre, beyond which the object is first lifted, then carried
 RETREAT = 0.08  # m above the place, where the open gripper waits for the end
 
 
@@ -38,6 +38,7 @@ class Job:
         along: m from the object's centre along its long axis to the grip.
         carry: m above its final height at which the object travels.
         drop: m above its final height at which it is let go.
+        slack: m from the target's centre with which it is let down.
     """
 
     symmetry: float = pi
@@ -45,12 +46,13 @@ class Job:
     along: float = 0.0
     carry: float = 0.07
     drop: float = 0.008
+    slack: float = 0.02
 
 
 JOBS = {
     "PutCarrotOnPlateInScene-v1": Job(),
     "PutSpoonOnTableClothInScene-v1": Job(),
-    "StackGreenCubeOnYellowCubeBakedTexInScene-v1": Job(symmetry=pi / 2, drop=0.003),
+    "StackGreenCubeOnYellowCubeBakedTexInScene-v1": Job(symmetry=pi / 2, drop=0.004, slack=0.01),
     "PutEggplantInBasketScene-v1": Job(carry=0.1, drop=0.03),
 }
 
@@ -93,12 +95,11 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
     if memory.closing > SETTLE:
         away, high = (final - centre)[:2].norm(), centre[2] - final[2]
         place = final + simulator.agent.robot.links_map[WIDOWX.tool].pose.p[0] - centre  # of the tool, when the object is where it belongs
-        if away > OVER and high < job.carry - 0.02 and away > 0.03:
+        rise = job.drop / 2 + (job.carry - job.drop / 2) * ((away - job.slack) / FUNNEL).clamp(0.0, 1.0)
+        if high < job.carry - 0.02 and away > CLEAR:
             return _action(arm, torch.stack([hand[0], hand[1], place[2] + job.carry]), CLOSED)
-        if away > OVER:
-            return _action(arm, place + torch.tensor([0.0, 0.0, job.carry]), CLOSED)
-        if high > job.drop:
-            return _action(arm, place + torch.tensor([0.0, 0.0, job.drop / 2]), CLOSED)
+        if rise > job.drop or high > job.drop:
+            return _action(arm, torch.stack([place[0], place[1], place[2] + rise]), CLOSED)
         memory.opening = 1
         return _action(arm, hand, OPEN)
     axis = quaternion_to_matrix(pose.q)[0, :, 0]
@@ -108,10 +109,9 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
         return _action(arm, grip, CLOSED)
     turn = _turn(pose, tool, job.symmetry)
     off = grip - hand
-    if off[:2].norm() > ALIGNED or abs(turn) > TURNED:
-        return _action(arm, grip + torch.tensor([0.0, 0.0, HOVER]), OPEN, turn)
-    if off[2] < -GRIP_SLACK:
-        return _action(arm, grip, OPEN, turn)
+    rise = HOVER * ((off[:2].norm() - ALIGNED) / FUNNEL).clamp(0.0, 1.0) if abs(turn) < TURNED else torch.tensor(HOVER)
+    if rise > 0 or off[2] < -GRIP_SLACK:
+        return _action(arm, torch.stack([grip[0], grip[1], grip[2] + rise]), OPEN, turn)
     memory.closing = 1
     return _action(arm, grip, CLOSED)
 
