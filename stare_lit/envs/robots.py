@@ -38,5 +38,5 @@ OFFICIAL_LAYOUTS = {
 
 
 def robot_of(task: str) -> Robot:
-    """The robot of a ManiSkill3 task."""
+    """The robot of a task; the toy's acts as a Panda does."""
     return WIDOWX if task in OFFICIAL_LAYOUTS else PANDA
