@@ -128,7 +128,7 @@ class TestEveryTask:
         spec, td, index = carry_on(env, expert, 7, 1 if task in PUSHED else 2)
         reached = int(index.flatten()[0])
         assert reached < spec.num_stages
-        away = torch.tensor(env.action_limit) * torch.tensor([0.0, 0, 0.5, 0, 0, 0, 1])  # up, with open fingers
+        away = torch.tensor(env.action_limit) * torch.tensor([0.0, 0, 1, 0, 0, 0, 1])  # up, with open fingers
         for _ in range(8):
             td = step_mdp(env.step(td.set(keys.ACTION_CHUNK, away.expand(*env.batch_size, 1, 7).clone())))
             index = advance(spec, index, dict(td[keys.SIGNALS].items()), monotone=False)

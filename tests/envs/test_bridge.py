@@ -122,6 +122,14 @@ def test_a_small_picture_is_the_official_one_squeezed(pictures, simulated):
     assert np.abs(squeezed - pictures[0][1]).mean() < 12  # of 255; edges differ by their sampling
 
 
+def test_light_meshes_hardly_change_a_picture(pictures, simulated):
+    for task, (_, exact) in zip((CARROT, EGGPLANT), pictures, strict=True):
+        env = ManiSkillEnv(simulated(task), image_size=64, visuals="light")
+        light = env.reset(seed=OFFICIAL)[keys.IMAGE].permute(1, 2, 0).numpy()
+        env.close()
+        assert np.abs(exact.astype(int) - light).mean() < 1  # of 255
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
