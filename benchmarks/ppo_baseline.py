@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent / "ppo_arms"))
 from record import Limits, as_arguments
 
 from stare_lit.data.trajectories import Trajectories
-from stare_lit.envs.factory import SEED_RANGES
+from stare_lit.envs.seeds import SEED_RANGES
 from stare_lit.evaluation.report import console, hardware, package_versions, write_json
 
 ROOT = Path(__file__).parents[1]

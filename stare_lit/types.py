@@ -51,4 +51,4 @@ class Expert(Protocol):
         """Forget the episode."""
 
     def act(self, env: Any) -> Tensor:
-        """The next action, float32 [A] in [-1, 1], from the environment's privileged state."""
+        """The next action, float32 [A] within the environment's limits, from the environment's privileged state."""

@@ -1,7 +1,7 @@
 """Shape checks for the pure layers, one torch thread, and the optional shared test data."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,17 @@ torch.set_num_threads(1)
 settings.register_profile("stare", deadline=None)  # a busy machine is no failure
 settings.load_profile("stare")
 
+SHARED = Path(os.environ.get("STARE_SHARED") or Path(__file__).parents[1].parent / "shared")
+if (SHARED / "maniskill_assets").is_dir():  # before ManiSkill is imported, which reads it once
+    os.environ.setdefault("MS_ASSET_DIR", str(SHARED / "maniskill_assets"))
+
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Test data kept beside the repository (``$STARE_SHARED``, else ``../shared``); skips where there is none."""
-    folder = Path(os.environ.get("STARE_SHARED") or Path(__file__).parents[1].parent / "shared")
-    if not folder.is_dir():
-        pytest.skip(f"needs the shared test data: {folder} is absent; set STARE_SHARED to its folder")
-    return folder
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the shared test data: {SHARED} is absent; set STARE_SHARED to its folder")
+    return SHARED
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +41,16 @@ def vulkan() -> Iterator[None]:
         pytest.skip(f"ManiSkill needs a Vulkan device: {error}; stare doctor says what to install")
     yield
     del renderer
+
+
+@pytest.fixture(scope="session")
+def simulated(vulkan: None) -> Callable[[str], str]:
+    """``simulated(task)`` is the task; skips where its simulator cannot run: no Vulkan device, or assets that are not on disk."""
+    from stare_lit.envs.simulator import missing_assets
+
+    def check(task: str) -> str:
+        if missing := missing_assets(task):
+            pytest.skip(f"{task} needs the assets {missing}; set MS_ASSET_DIR, or STARE_SHARED to a folder with maniskill_assets")
+        return task
+
+    return check

@@ -12,7 +12,8 @@ from torchrl.envs import EnvBase
 
 from stare_lit.callbacks.provenance import all_finite, describe, save_policy
 from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
-from stare_lit.envs.factory import Split, make_env, split_seeds
+from stare_lit.envs.factory import make_env
+from stare_lit.envs.seeds import Split, split_seeds
 from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
 from stare_lit.evaluation.report import console, report, summary_table, write_json
 
@@ -66,7 +67,11 @@ class RolloutEvaluation(Callback):
                 raise ValueError(f"{name}={value}: at least 1, or null to switch it off")
         if stop_at is not None and not 0 < stop_at <= 1:
             raise ValueError(f"stop_at={stop_at}: a share in (0, 1], or null")
-        self.seeds = {"fit": split_seeds(split, num_episodes), "validate": split_seeds("validation", num_episodes), "test": split_seeds("test", test_episodes)}
+        self.seeds = {
+            "fit": split_seeds(split, num_episodes, task=task),
+            "validate": split_seeds("validation", num_episodes),
+            "test": split_seeds("test", test_episodes),
+        }
         self.task, self.split, self.temperature = task, split, temperature
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.num_envs, self.num_workers, self.image_size, self.environment = num_envs, num_workers, image_size, environment or {}

@@ -40,7 +40,7 @@ def demos(
         with_actions: false imports observations and signals only, from any control mode (with replay=states).
     """
     from stare_lit.data.demonstrator import DemoSettings
-    from stare_lit.envs.factory import SEED_RANGES
+    from stare_lit.envs.seeds import SEED_RANGES
 
     settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation)
     if h5 is None:

@@ -9,7 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stare_lit.callbacks.provenance import fingerprint
 from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
-from stare_lit.envs.factory import Split, make_env, split_seeds
+from stare_lit.envs.factory import make_env
+from stare_lit.envs.seeds import Split, split_seeds
 from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
 from stare_lit.evaluation.report import console, report, stage_table, summary_table, write_json
 from stare_lit.models.vla import VLAPolicy
@@ -19,7 +20,7 @@ from stare_lit.models.vla.io import Dtype
 def evaluate_checkpoint(
     checkpoint: str | Path,
     task: str,
-    num_episodes: int,
+    num_episodes: int | None,
     split: Split,
     *,
     temperature: float = 0.0,
@@ -32,15 +33,15 @@ def evaluate_checkpoint(
     video_episodes: int = 4,
 ) -> Evaluation:
     """Evaluate the policy folder ``checkpoint`` to the full horizon; see :func:`eval` for the arguments."""
-    seeds = split_seeds(split, num_episodes)
+    seeds = split_seeds(split, num_episodes, task=task)
     policy = VLAPolicy.from_pretrained(checkpoint, None if dtype == "auto" else dtype).to(device)
     settings = {**policy.environment, "terminate_on_success": False, **(environment or {})}
     recorder = FrameRecorder(seeds[:video_episodes]) if video else None
-    env = make_env(task, min(num_envs, num_episodes), num_workers=num_workers, **settings)
+    env = make_env(task, min(num_envs, len(seeds)), num_workers=num_workers, **settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            episodes = bar.add_task(f"{Path(checkpoint)}", total=num_episodes)
+            episodes = bar.add_task(f"{Path(checkpoint)}", total=len(seeds))
             result = evaluate_policy(
                 policy, env, seeds, task=task, temperature=temperature, watch=recorder, progress=lambda finished: bar.advance(episodes, finished)
             )
@@ -54,7 +55,7 @@ def evaluate_checkpoint(
 def eval(
     checkpoint: str,
     task: str = "PushCube-v1",
-    num_episodes: int = 100,
+    num_episodes: int | None = None,
     split: Split = "validation",
     temperature: float = 0.0,
     compare: str | None = None,
@@ -71,8 +72,9 @@ def eval(
     Args:
         checkpoint: policy folder (``runs/.../best``).
         task: environment id.
-        num_episodes: one from each of the first seeds of the split.
-        split: validation to choose by; test once, for the final number; train to look for over-fitting.
+        num_episodes: one from each of the first seeds of the split; null: 100, or every official layout.
+        split: validation to choose by; test once, for the final number; train to look for over-fitting; official for the fixed layouts of a
+            Bridge task, whose number is success_at_end.
         temperature: 0 is greedy.
         compare: another policy folder, evaluated on the same seeds.
         num_envs: environments side by side.
@@ -83,6 +85,7 @@ def eval(
         output: write the report as JSON to this file.
         video: write the first four episodes as a film to this .mp4 file.
     """
+    num_episodes = len(split_seeds(split, num_episodes or (None if split == "official" else 100), task=task))
     folders = {"before": compare, "policy": checkpoint} if compare else {"policy": checkpoint}
     prints = {name: fingerprint(folder) for name, folder in folders.items()}  # a missing one is told before any work
     common: dict[str, Any] = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment}
@@ -101,6 +104,6 @@ def eval(
         out.print(f"report  {write_json(output, report(results, gains, config=config))}")
     if video:
         out.print(f"video   {video}")
-    if split != "test" and not compare:
+    if split not in ("test", "official") and not compare:
         test = shlex.join(["stare", "eval", "--checkpoint", checkpoint, "--task", task, "--split", "test", "--num_episodes", "200"])
         out.print(f"next    {test}")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from stare_lit.envs.factory import Split, split_seeds
+from stare_lit.envs.seeds import Split, split_seeds
 from stare_lit.envs.transforms import RewardConfig
 from stare_lit.evaluation.episode import record_episode
 from stare_lit.evaluation.report import console
@@ -38,7 +38,7 @@ def stages(
         visuals: meshes of the renderer.
         output: file to write; its ending chooses the format (.png, .pdf, .svg).
     """
-    (seed,) = split_seeds(split, 1, offset=episode)
+    (seed,) = split_seeds(split, 1, offset=episode, task=task)
     policy = None if checkpoint is None else VLAPolicy.from_pretrained(checkpoint)
     size = image_size or (128 if policy is None else policy.config.image_size)
     settings = {"image_size": size} | ({} if task == "Toy-v0" else {"visuals": visuals})

@@ -23,8 +23,9 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from stare_lit import keys
 from stare_lit.data.demonstrator import DemoSettings, run_expert
 from stare_lit.data.trajectories import Trajectories, TrajectoryWriter
-from stare_lit.envs.factory import SEED_RANGES, TOY
+from stare_lit.envs.factory import TOY
 from stare_lit.envs.pool import end_with_parent
+from stare_lit.envs.seeds import SEED_RANGES
 
 BLOCK_SECONDS = 900.0
 """A worker that takes longer for its 10 episodes hangs (a simulator starts and runs them in half a minute)."""
@@ -192,7 +193,7 @@ def _start_worker() -> None:
 def _run(settings: DemoSettings, seeds: range) -> tuple[TensorDict, TensorDict]:
     env, expert = settings.demonstrator()
     try:
-        return run_expert(env, expert, list(seeds), action_noise=settings.action_noise)
+        return run_expert(env, expert, list(seeds), action_noise=settings.action_noise, hold=settings.hold)
     finally:
         env.close()
 

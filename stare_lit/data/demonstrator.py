@@ -13,7 +13,9 @@ from torchrl.envs.utils import step_mdp
 from stare_lit import keys
 from stare_lit.data.trajectories import TrajectoryMetadata
 from stare_lit.envs.factory import TOY
+from stare_lit.envs.robots import robot_of
 from stare_lit.experts.make import make_demonstrator
+from stare_lit.experts.noise import disturbed
 from stare_lit.types import Expert
 
 EXECUTED_ACTION = "executed_action"
@@ -22,8 +24,8 @@ EXECUTED_ACTION = "executed_action"
 KEPT = (keys.OBSERVATION, keys.SIGNALS, keys.INSTRUCTION_ID, keys.EPISODE_SEED, keys.ACTION, EXECUTED_ACTION) + tuple(
     keys.next_(key) for key in (keys.SIGNALS, keys.REWARD, keys.SUCCESS, keys.TERMINATED, keys.TRUNCATED, keys.DONE)
 )
-CONTROL_MODE = "pd_ee_delta_pose"
 ACTION_DIM = 7
+HOLD = 10  # steps that the Bridge expert needs to let go and to rise, and a few of rest
 TOY_BATCH = 64  # toy episodes run side by side
 EPISODES_PER_BLOCK = 10  # ManiSkill episodes that are run in one simulator; making another takes 0.3 s
 
@@ -35,7 +37,7 @@ class DemoSettings:
     Args:
         task: "Toy-v0" or a ManiSkill3 task.
         image_size: pixels of the square camera image.
-        action_noise: standard deviation of Gaussian noise on the three translations of each executed action (an action of 1 is the longest
+        action_noise: standard deviation of Gaussian noise on the three translations of each executed action (as a share of the longest
             step), for coverage around the demonstrations. The label stays the expert's noise-free action at the state that was visited (ours;
             the idea is DART's, arXiv 1703.09327). Rotations and gripper get none: not every expert would correct them.
         max_episode_steps: horizon within which a demonstration must succeed; None is the task's own.
@@ -60,6 +62,11 @@ class DemoSettings:
         return TOY_BATCH if self.task == TOY else EPISODES_PER_BLOCK
 
     @property
+    def hold(self) -> int:
+        """Steps for which a success has to last: where it is judged at the end, a demonstration also shows how to let go and stay away."""
+        return HOLD if self.task != TOY and robot_of(self.task).judged_at_end else 0
+
+    @property
     def folder(self) -> Path:
         """Where such demonstrations lie unless told otherwise."""
         seen = f"{self.image_size}px" if self.observation == "image" else "state"
@@ -78,11 +85,12 @@ class DemoSettings:
     def metadata(self, seed_range: tuple[int, int]) -> TrajectoryMetadata:
         """What a folder of demonstrations from the seeds ``[low, high)`` says of itself."""
         config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation")} | {"seed_range": list(seed_range)}
-        return TrajectoryMetadata(self.task, ACTION_DIM, 1, CONTROL_MODE, self.image_size, self.instructions(), config=config)
+        return TrajectoryMetadata(self.task, ACTION_DIM, 1, robot_of(self.task).control_mode, self.image_size, self.instructions(), config=config)
 
     def demonstrator(self) -> tuple[EnvBase, Expert]:
         """Environment and expert, in the process that runs them."""
-        common: dict[str, Any] = {"image_size": self.image_size, "observation": self.observation, "terminate_on_success": True}
+        common: dict[str, Any] = {"image_size": self.image_size, "observation": self.observation}
+        common["terminate_on_success"] = not self.hold
         if self.max_episode_steps is not None:
             common["max_episode_steps"] = self.max_episode_steps
         if self.task == TOY:
@@ -90,33 +98,32 @@ class DemoSettings:
         return make_demonstrator(self.task, visuals=self.visuals, **common)
 
 
-def run_expert(env: EnvBase, expert: Expert, seeds: list[int], *, action_noise: float = 0.0) -> tuple[TensorDict, TensorDict]:
+def run_expert(env: EnvBase, expert: Expert, seeds: list[int], *, action_noise: float = 0.0, hold: int = 0) -> tuple[TensorDict, TensorDict]:
     """One episode from each seed: data [rows] of `KEPT`, episode after episode, and the episode table [E].
 
     Args:
         env: batch size [] (one episode after the other) or [N] (N at a time), ``chunk_size`` 1.
         action_noise: see `DemoSettings`; drawn for each episode from its own seed.
+        hold: see `DemoSettings`; an episode of an environment that does not end at success ends when success has lasted that long.
     """
     wave = env.batch_size.numel()
-    parts = [_run_wave(env, expert, seeds[start : start + wave], action_noise) for start in range(0, len(seeds), wave)]
+    parts = [_run_wave(env, expert, seeds[start : start + wave], action_noise, hold) for start in range(0, len(seeds), wave)]
     return torch.cat([data for data, _ in parts]), torch.cat([table for _, table in parts])
 
 
-def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: float) -> tuple[TensorDict, TensorDict]:
+def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: float, hold: int) -> tuple[TensorDict, TensorDict]:
     num = env.batch_size.numel()
     filled = seeds + [seeds[-1]] * (num - len(seeds))  # the copies are dropped again
     generators = [torch.Generator().manual_seed(seed) for seed in filled]
     expert.reset()
     tensordict = env.reset(seed=filled)
-    running = torch.ones(num, dtype=torch.bool)
+    running, lasted = torch.ones(num, dtype=torch.bool), torch.zeros(num, dtype=torch.int64)
     rows: list[TensorDictBase] = []
     masks: list[Tensor] = []
     with torch.no_grad():
         while running.any():
-            action = expert.act(env).reshape(num, ACTION_DIM).float().clamp(-1, 1)
-            executed = action.clone()
-            executed[:, :3] += action_noise * torch.stack([torch.randn(3, generator=generator) for generator in generators])
-            executed.clamp_(-1, 1)
+            action = expert.act(env).reshape(num, ACTION_DIM).float()
+            executed = disturbed(action, action_noise, generators, env.action_limit)
             tensordict.set(keys.ACTION_CHUNK, executed.reshape(*env.batch_size, 1, ACTION_DIM))
             if env.batch_size:
                 tensordict.set("_step", running.clone())
@@ -124,14 +131,15 @@ def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: floa
             row = tensordict.reshape(num).set(keys.ACTION, action).set(EXECUTED_ACTION, executed)
             rows.append(row.select(*KEPT).clone())
             masks.append(running)
-            running = running & ~tensordict["next", keys.DONE].reshape(num)
+            lasted = torch.where(tensordict["next", keys.SUCCESS].reshape(num), lasted + 1, 0)
+            running = running & ~tensordict["next", keys.DONE].reshape(num) & ((lasted <= hold) | (hold == 0))
             tensordict = step_mdp(tensordict)
     mask = torch.stack(masks, 1)[: len(seeds)]
     episodes: Any = torch.stack(rows, 1)[: len(seeds)]
     table = {
         "length": mask.sum(1),
         "seed": episodes[keys.EPISODE_SEED][:, 0],
-        "success": (episodes[keys.next_(keys.SUCCESS)].squeeze(-1) & mask).any(1),
+        "success": episodes[keys.next_(keys.SUCCESS)].squeeze(-1).gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1),  # at the last step
         "instruction_id": episodes[keys.INSTRUCTION_ID][:, 0],
     }
     return episodes[mask], TensorDict(table, [len(seeds)])

@@ -16,7 +16,7 @@ from stare_lit.data.demonstrator import DemoSettings
 from stare_lit.data.metadata import read_metadata
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.trajectories import Trajectories
-from stare_lit.envs.factory import SEED_RANGES
+from stare_lit.envs.seeds import SEED_RANGES
 from stare_lit.models.vla import ActionStatistics
 
 __all__ = ["DemoDataModule", "collect_demos"]

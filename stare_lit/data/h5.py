@@ -12,9 +12,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from stare_lit import keys
-from stare_lit.data.demonstrator import ACTION_DIM, CONTROL_MODE, EXECUTED_ACTION, DemoSettings, run_expert
+from stare_lit.data.demonstrator import ACTION_DIM, EXECUTED_ACTION, DemoSettings, run_expert
 from stare_lit.data.trajectories import Trajectories, TrajectoryMetadata, TrajectoryWriter
 from stare_lit.envs.maniskill import ManiSkillEnv
+from stare_lit.envs.robots import robot_of
 
 
 def import_h5(
@@ -54,9 +55,10 @@ def import_h5(
     settings = DemoSettings(info["env_id"], image_size, visuals=visuals)
     settings.instructions()
     mode = recorded[0].get("control_mode") or info["env_kwargs"].get("control_mode")
-    _check_mode(path, mode, replay, with_actions)
+    own_mode = robot_of(settings.task).control_mode
+    _check_mode(path, mode, own_mode, replay, with_actions)
     metadata = TrajectoryMetadata(
-        settings.task, ACTION_DIM, 1, CONTROL_MODE if with_actions else mode, image_size, settings.instructions(),
+        settings.task, ACTION_DIM, 1, own_mode if with_actions else mode, image_size, settings.instructions(),
         config={"imported_from": path.name, "replay": replay, "with_actions": with_actions, "visuals": visuals},
     )  # fmt: skip
     with TrajectoryWriter(out, metadata) as writer:
@@ -105,12 +107,12 @@ def _read_json(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return info, episodes
 
 
-def _check_mode(path: Path, mode: str, replay: str, with_actions: bool) -> None:
+def _check_mode(path: Path, mode: str, own_mode: str, replay: str, with_actions: bool) -> None:
     if replay not in ("actions", "states"):
         raise ValueError(f"replay={replay!r}: choose 'actions' or 'states'")
-    if mode != CONTROL_MODE and (with_actions or replay == "actions"):
+    if mode != own_mode and (with_actions or replay == "actions"):
         raise ValueError(
-            f"path={str(path)!r} was recorded with control mode {mode!r}, the policy acts in {CONTROL_MODE!r}; record it in that mode, "
+            f"path={str(path)!r} was recorded with control mode {mode!r}, the policy acts in {own_mode!r}; record it in that mode, "
             "or import it with replay='states', with_actions=False (observations and signals only)"
         )
 

@@ -16,8 +16,9 @@ from torchrl.envs import EnvBase
 
 from stare_lit import keys
 from stare_lit.data.trajectories import Trajectories, TrajectoryMetadata, TrajectoryWriter
-from stare_lit.envs.factory import SEED_RANGES, make_env
+from stare_lit.envs.factory import make_env
 from stare_lit.envs.rollout import MASK, run_episodes
+from stare_lit.envs.seeds import SEED_RANGES
 from stare_lit.envs.transforms import InstructionText
 
 SAMPLE = "sample"

@@ -17,7 +17,9 @@ from stare_lit.data.ahead import Acting, Ahead
 from stare_lit.data.offline import evaluating
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.ray_rounds import RayRounds, RaySettings
-from stare_lit.envs.factory import SEED_RANGES, make_env
+from stare_lit.envs.factory import make_env
+from stare_lit.envs.robots import robot_of
+from stare_lit.envs.seeds import SEED_RANGES
 from stare_lit.envs.transforms import RewardConfig
 
 ROUND_SEED_STRIDE = 10_007
@@ -46,7 +48,7 @@ class RolloutDataModule(LightningDataModule):
         decisions_per_env: T, decisions of each environment in a round.
         temperature: of the sampled action tokens; the learner's ratio is taken at the same.
         image_size: side of the camera image, pixels; the policy's own by default.
-        terminate_on_success: end an episode at success (reward 1 once).
+        terminate_on_success: end an episode at success (reward 1 once); null: unless the task's benchmark judges at the last step.
         max_episode_steps: horizon; the task's own by default.
         reward: what the policy is paid.
         visuals: renderer meshes of a ManiSkill task.
@@ -67,7 +69,7 @@ class RolloutDataModule(LightningDataModule):
         decisions_per_env: int = 52,
         temperature: float = 1.0,
         image_size: int | None = None,
-        terminate_on_success: bool = True,
+        terminate_on_success: bool | None = None,
         max_episode_steps: int | None = None,
         reward: RewardConfig = RewardConfig(),  # noqa: B008 (frozen)
         visuals: Literal["auto", "light", "exact"] = "auto",
@@ -90,7 +92,8 @@ class RolloutDataModule(LightningDataModule):
         self.task, self.num_envs, self.num_workers, self.decisions_per_env = task, num_envs, num_workers, decisions_per_env
         self.temperature, self.image_size, self.reward, self.device, self.seed = temperature, image_size, reward, device, seed
         self.ray, self.staleness = ray, staleness
-        self._settings: dict[str, Any] = {"terminate_on_success": terminate_on_success, "max_episode_steps": max_episode_steps, "rebuild_on_seed": rebuild}
+        ends = not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success
+        self._settings: dict[str, Any] = {"terminate_on_success": ends, "max_episode_steps": max_episode_steps, "rebuild_on_seed": rebuild}
         if task != "Toy-v0":
             self._settings["visuals"] = visuals
         elif max_episode_steps is None:

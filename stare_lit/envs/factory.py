@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -15,28 +15,6 @@ from stare_lit.envs.transforms import InstructionText, InstructionTokens, Reward
 from stare_lit.stages.tasks import get_spec
 
 TOY = "Toy-v0"
-
-# Episode seeds, [low, high). Nothing is chosen on TEST; checkpoints, early stops and settings are chosen on VALIDATION.
-SEED_RANGES: dict[str, tuple[int, int]] = {
-    "train": (0, 1_000_000),
-    "validation": (1_000_000, 2_000_000),
-    "test": (2_000_000, 3_000_000),
-}
-Split = Literal["train", "validation", "test"]
-
-
-def split_seeds(split: Split, num: int, *, offset: int = 0) -> list[int]:
-    """The ``num`` first episode seeds of ``split``, from ``offset`` on.
-
-    Raises:
-        ValueError: unknown split, or more seeds than the split has.
-    """
-    if split not in SEED_RANGES:
-        raise ValueError(f"split={split!r}: choose one of {sorted(SEED_RANGES)}.")
-    low, high = SEED_RANGES[split]
-    if num < 1 or offset < 0 or low + offset + num > high:
-        raise ValueError(f"num={num}, offset={offset}: the {split} split has the seeds {low}..{high - 1}.")
-    return list(range(low + offset, low + offset + num))
 
 
 def _single(task: str, **kwargs: Any) -> EnvBase:

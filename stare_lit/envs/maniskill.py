@@ -10,6 +10,8 @@ from torchrl.envs import EnvBase
 
 from stare_lit import keys
 from stare_lit.envs.poses import read_directly
+from stare_lit.envs.robots import robot_of
+from stare_lit.envs.seeds import official_layout
 from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS
 from stare_lit.envs.simulator import SimulatorConfig, camera_images, is_light, make_simulator
 from stare_lit.envs.specs import MAX_SEED, set_specs
@@ -40,7 +42,7 @@ class ManiSkillEnv(EnvBase):
         chunk_size: H, actions in a decision.
         observation: ``image`` (camera and proprioception) or ``state`` (proprioception and the poses of the objects, no camera).
         image_size: height and width of the camera image, pixels.
-        cameras: names of the task's cameras; with one, ``observation.image`` is a tensor, else a sub-tree by name.
+        cameras: names of the task's cameras, by default its robot's own; with one, ``observation.image`` is a tensor, else a sub-tree by name.
         terminate_on_success: true for training; evaluation runs the full horizon.
         seed_range: episode seeds are drawn from ``[low, high)`` where none is given at reset.
         dense_reward: also measure the environment's own normalised dense reward.
@@ -60,7 +62,7 @@ class ManiSkillEnv(EnvBase):
         chunk_size: int = 1,
         observation: Literal["image", "state"] = "image",
         image_size: int = 64,
-        cameras: Sequence[str] = ("base_camera",),
+        cameras: Sequence[str] | None = None,
         terminate_on_success: bool = True,
         seed_range: tuple[int, int] = (0, 1_000_000),
         dense_reward: bool = False,
@@ -72,14 +74,16 @@ class ManiSkillEnv(EnvBase):
             raise ValueError(f"chunk_size={chunk_size}: a decision executes at least one action; set chunk_size >= 1.")
         if not 0 <= seed_range[0] < seed_range[1] <= MAX_SEED:
             raise ValueError(f"seed_range={tuple(seed_range)}: must be 0 <= low < high <= {MAX_SEED}.")
-        config = SimulatorConfig(task, num_envs, observation, image_size, tuple(cameras), dense_reward, visuals)
+        config = SimulatorConfig(task, num_envs, observation, image_size, None if cameras is None else tuple(cameras), dense_reward, visuals)
         self._sim, horizon = make_simulator(config)
         self._light, self._fresh = is_light(config), False
         super().__init__(device=device or self._sim.device, batch_size=[num_envs] if num_envs > 1 else [])
         self.task, self.chunk_size, self.action_dim = task, chunk_size, ACTION_DIM
         self.instructions = INSTRUCTIONS[task]
         self.max_episode_steps = max_episode_steps or horizon
-        self.cameras, self.observation = tuple(cameras), observation
+        self.robot = robot_of(task)
+        self.action_limit = self.robot.action_limit
+        self.cameras, self.observation = tuple(cameras or (self.robot.camera,)), observation
         self.terminate_on_success, self.seed_range, self.dense_reward = terminate_on_success, tuple(seed_range), dense_reward
         self._num = num_envs
         self._measure, self._height = SIGNALS[task]
@@ -91,7 +95,7 @@ class ManiSkillEnv(EnvBase):
         self._generator = torch.Generator().manual_seed(0)
         first = TensorDict(self._observe(self._sim.get_info()), batch_size=self.batch_size, device=self.device)
         self.signal_names = tuple(first[keys.SIGNALS].keys())
-        set_specs(self, first, num_instructions=len(self.instructions), action_dim=ACTION_DIM, dense_reward=dense_reward)
+        set_specs(self, first, num_instructions=len(self.instructions), action_limit=self.action_limit, dense_reward=dense_reward)
 
     def _adopt_scene(self) -> None:
         """What belongs to one built scene, after the simulator has built another one: light meshes and the stepper."""
@@ -113,7 +117,7 @@ class ManiSkillEnv(EnvBase):
         """float32 [N, S]: joint positions and tool pose; in the `state` variant ManiSkill's own state observation."""
         if self.observation == "state":
             return self._sim.get_obs(info)
-        return torch.cat([self._sim.agent.robot.get_qpos(), self._sim.agent.tcp.pose.raw_pose], dim=-1)
+        return torch.cat([self._sim.agent.robot.get_qpos(), self._sim.agent.robot.links_map[self.robot.tool].pose.raw_pose], dim=-1)
 
     def _observe(self, info: dict[str, Tensor]) -> dict[Any, Any]:
         success = info["success"]
@@ -146,7 +150,10 @@ class ManiSkillEnv(EnvBase):
         self._seeds[index] = seeds
         rebuild = self._num == 1 and ((seed is not None and exact) or self._fresh)
         self._fresh = False
-        options = {"reconfigure": True} if rebuild else {} if mask is None else {"env_idx": index.to(self._sim.device)}
+        options: dict[str, Any] = {"reconfigure": True} if rebuild else {} if mask is None else {"env_idx": index.to(self._sim.device)}
+        layout = official_layout(self.task, int(seeds[0])) if len(seeds) else None
+        if layout is not None:
+            options["episode_id"] = torch.tensor([layout])
         _, info = self._sim.reset(seed=self._seeds.tolist(), options=options)
         self._adopt_scene()
         self._start_height[index] = self._height(self._sim)[index]

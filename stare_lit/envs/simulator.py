@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from stare_lit.envs.robots import OFFICIAL_LAYOUTS, robot_of
 from stare_lit.envs.signals import SIGNALS
 
 
@@ -18,7 +19,7 @@ class SimulatorConfig:
     num_envs: int = 1
     observation: Literal["image", "state"] = "image"
     image_size: int = 64
-    cameras: tuple[str, ...] = ("base_camera",)
+    cameras: tuple[str, ...] | None = None
     dense_reward: bool = False
     visuals: Literal["auto", "light", "exact"] = "auto"
 
@@ -39,6 +40,11 @@ def _check(config: SimulatorConfig) -> None:
             f"num_envs={config.num_envs} in one simulator needs CUDA (physx_cuda), and no CUDA device is visible; "
             "use stare_lit.envs.factory.make_env, which runs CPU environments side by side."
         )
+    if config.task in OFFICIAL_LAYOUTS:
+        if config.num_envs > 1:
+            raise ValueError(f"num_envs={config.num_envs}: ManiSkill sets up only one scene of {config.task} at a time; run CPU environments, device='cpu'.")
+        if config.dense_reward:
+            raise ValueError(f"reward.mode='dense': {config.task} has no dense reward of its own; choose 'sparse', 'potential' or 'stage'.")
 
 
 def check_settings(task: str, **settings: Any) -> None:
@@ -61,8 +67,8 @@ def missing_assets(task: str) -> list[str]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for a warning about ManiSkill's own tasks, which comes at every rebuild (one an episode) and which nobody here can act on."""
-    return "No initial pose set for actor builder" not in record.getMessage()
+    """False for warnings about ManiSkill's own tasks, which come at every rebuild (one an episode) and which nobody here can act on."""
+    return not any(text in record.getMessage() for text in ("No initial pose set for actor builder", "Mimic targets dictionary is missing"))
 
 
 def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
@@ -86,18 +92,21 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
         commands = "; ".join(f"python -m mani_skill.utils.download_asset {asset}" for asset in missing)
         raise ValueError(f"task={config.task!r} needs assets that are not on disk: {missing}. Download them with: {commands} (or set MS_ASSET_DIR).")
     sees = config.observation == "image"
-    render_backend = ("gpu" if torch.cuda.is_available() else "cpu") if sees else "none"
+    settings: dict[str, Any] = {
+        "num_envs": config.num_envs,
+        "obs_mode": "none" if sees else "state",
+        "reward_mode": "normalized_dense" if config.dense_reward else "none",
+        "control_mode": robot_of(config.task).control_mode,
+        "sim_backend": "physx_cpu" if config.num_envs == 1 else "physx_cuda",
+        "render_backend": ("gpu" if torch.cuda.is_available() else "cpu") if sees else "none",
+    }
     try:
-        env = gymnasium.make(
-            config.task,
-            num_envs=config.num_envs,
-            obs_mode="none" if sees else "state",
-            reward_mode="normalized_dense" if config.dense_reward else "none",
-            control_mode="pd_ee_delta_pose",
-            sim_backend="physx_cpu" if config.num_envs == 1 else "physx_cuda",
-            render_backend=render_backend,
-            sensor_configs={"width": config.image_size, "height": config.image_size},
-        )
+        if config.task in OFFICIAL_LAYOUTS:
+            from stare_lit.envs.bridge import make_bridge
+
+            simulator = make_bridge(config.task, image_size=config.image_size, **settings)
+        else:
+            simulator = gymnasium.make(config.task, sensor_configs={"width": config.image_size, "height": config.image_size}, **settings).unwrapped
     except RuntimeError as error:
         if any(word in str(error).lower() for word in ("vulkan", "vk::", "physical device", "render")):
             raise RuntimeError(
@@ -106,8 +115,7 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
             ) from error
         raise
     horizon = REGISTERED_ENVS[config.task].max_episode_steps
-    simulator: Any = env.unwrapped
-    if sees:
+    if sees and config.cameras is not None:
         unknown = [name for name in config.cameras if name not in simulator.scene.sensors]
         if unknown or not config.cameras:
             raise ValueError(f"cameras={list(config.cameras)}: {config.task} has {sorted(simulator.scene.sensors)}; name one or more of these.")
@@ -120,7 +128,8 @@ def is_light(config: SimulatorConfig) -> bool:
 
 
 def camera_images(simulator: Any, cameras: tuple[str, ...]) -> dict[str, Tensor]:
-    """uint8 [N, 3, H, W] of each named camera, objects that the task hides hidden."""
+    """uint8 [N, 3, H, W] of each named camera, objects that the task hides hidden; on a Bridge task with the photograph behind robot and objects."""
+    photographs = getattr(simulator, "_rgb_overlay_images", {})
     for actor in simulator._hidden_objects:
         actor.hide_visual()
     simulator.scene.update_render(update_sensors=True, update_human_render_cameras=False)
@@ -128,5 +137,9 @@ def camera_images(simulator: Any, cameras: tuple[str, ...]) -> dict[str, Tensor]
     for name in cameras:
         sensor = simulator.scene.sensors[name]
         sensor.capture()
-        images[name] = sensor.get_obs(rgb=True, depth=False, position=False, segmentation=False)["rgb"].permute(0, 3, 1, 2).contiguous()
+        seen = sensor.get_obs(rgb=True, depth=False, position=False, segmentation=name in photographs)
+        image = seen["rgb"]
+        if name in photographs:
+            image = simulator._green_sceen_rgb(image, seen["segmentation"], photographs[name].to(image))
+        images[name] = image.permute(0, 3, 1, 2).contiguous()
     return images

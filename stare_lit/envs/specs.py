@@ -23,11 +23,12 @@ def _tree(tensordict: TensorDictBase) -> Composite:
     return Composite(content, shape=tensordict.batch_size, device=tensordict.device)
 
 
-def set_specs(env: Any, observed: TensorDictBase, *, num_instructions: int, action_dim: int, dense_reward: bool) -> None:
+def set_specs(env: Any, observed: TensorDictBase, *, num_instructions: int, action_limit: tuple[float, ...], dense_reward: bool) -> None:
     """Give ``env`` (batch ``[*B]``, with a ``chunk_size``) the specs of its observation, outcome, action, reward and end (see ``stare_lit.keys``).
 
     Args:
         observed: an observation with its signals, batch size ``[*B]``.
+        action_limit: greatest absolute value of each number of an action.
     """
     batch, device = env.batch_size, env.device
     flag = Binary(shape=(*batch, 1), dtype=torch.bool, device=device)
@@ -41,7 +42,8 @@ def set_specs(env: Any, observed: TensorDictBase, *, num_instructions: int, acti
     if dense_reward:
         spec[keys.DENSE_REWARD] = scalar.clone()
     env.observation_spec = spec
-    low_high = Bounded(-1.0, 1.0, shape=(*batch, env.chunk_size, action_dim), device=device)
+    limit = torch.tensor(action_limit, device=device).expand(*batch, env.chunk_size, -1)
+    low_high = Bounded(-limit, limit, shape=limit.shape, device=device)
     env.action_spec = Composite({keys.VLA_ACTION: Composite(chunk=low_high, shape=batch, device=device)}, shape=batch, device=device)
     env.reward_spec = scalar
     env.done_spec = Composite({key: flag.clone() for key in (keys.DONE, keys.TERMINATED, keys.TRUNCATED)}, shape=batch, device=device)

@@ -37,6 +37,7 @@ class ToyEnv(EnvBase):
 
     task = "Toy-v0"
     action_dim = ACTION_DIM
+    action_limit = (1.0,) * ACTION_DIM
     instructions = world.INSTRUCTIONS
     signal_names = world.SIGNALS
 

@@ -12,6 +12,7 @@ from torchrl.envs.utils import step_mdp
 from stare_lit import keys
 from stare_lit.envs.transforms import InstructionText, RewardConfig, stage_transforms
 from stare_lit.experts.make import make_demonstrator
+from stare_lit.experts.noise import disturbed
 from stare_lit.stages.tasks import get_spec
 from stare_lit.types import Policy
 
@@ -77,8 +78,10 @@ def record_episode(
         settings: of the environment, such as ``image_size`` and ``visuals``.
 
     Raises:
-        ValueError: an unknown task, or noise for a policy.
+        ValueError: an unknown task, noise for a policy, or a policy that sees no images.
     """
+    if policy is not None and policy.environment["observation"] != "image":
+        raise ValueError("policy: it reads the low-dimensional state and sees no images, of which the drawing is made; give a policy that does, or none")
     if policy is not None and action_noise:
         raise ValueError(f"action_noise={action_noise}: is for the expert; a policy takes temperature")
     spec = get_spec(task)
@@ -90,9 +93,8 @@ def record_episode(
     def act(tensordict: TensorDictBase) -> TensorDictBase:
         if policy is not None:
             return policy.act(tensordict, temperature=temperature)
-        action = expert.act(base).reshape(7).clamp(-1, 1)
-        action[:3] += action_noise * torch.randn(3, generator=generator)
-        return tensordict.set(keys.ACTION_CHUNK, action.clamp(-1, 1).reshape(*env.batch_size, 1, 7))
+        action = disturbed(expert.act(base).reshape(1, 7), action_noise, [generator], base.action_limit)
+        return tensordict.set(keys.ACTION_CHUNK, action.reshape(*env.batch_size, 1, 7))
 
     try:
         tensordict = env.reset(seed=[seed])

@@ -12,19 +12,7 @@ CLEAR = 0.03  # metres off in xy from which it keeps its height while approachin
 
 
 class ToyExpert:
-    """Goes above the block, down, shuts; lifts, carries, lowers, opens. Without memory, so it recovers from noise and from a dropped block.
-
-    Args:
-        noise: standard deviation of Gaussian noise on the three translations of each action (an action of 1 is the longest step), for
-            coverage around the demonstrations; the result is clipped to [-1, 1].
-        seed: of the noise.
-    """
-
-    def __init__(self, *, noise: float = 0.0, seed: int = 0) -> None:
-        if noise < 0:
-            raise ValueError(f"noise={noise}: a standard deviation, must not be negative")
-        self.noise = noise
-        self._generator = torch.Generator().manual_seed(seed)
+    """Goes above the block, down, shuts; lifts, carries, lowers, opens. Without memory, so it recovers from noise and from a dropped block."""
 
     def reset(self) -> None:
         """Nothing to forget: each action follows from the present state."""
@@ -47,8 +35,6 @@ class ToyExpert:
         shut = torch.where(state.held, ~arrived, arrived & ~state.closed)
         done = state.success
         move = (step / world.MAX_DELTA).clamp(-1, 1) * ~done[:, None]
-        if self.noise:
-            move = (move + self.noise * torch.randn(move.shape, generator=self._generator).to(move)).clamp(-1, 1)
         action = torch.zeros(len(move), ACTION_DIM, device=move.device)
         action[:, :3] = move
         action[:, 6] = torch.where(shut & ~done, -1.0, 1.0)

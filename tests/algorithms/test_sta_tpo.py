@@ -15,6 +15,7 @@ from stare_lit.data.offline import RolloutSettings, collect_rollouts, rollout_fo
 from stare_lit.data.pairs import PairRule
 from stare_lit.data.preferences import PreferenceDataModule
 from stare_lit.envs.factory import make_env
+from stare_lit.experts.noise import disturbed
 from stare_lit.experts.toy import ToyExpert
 from stare_lit.models.vla.presets import tiny
 
@@ -29,11 +30,12 @@ def small_policy():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Rollouts in the name of ``small_policy`` that reach all stages: a noisy expert chose the tokens."""
-    root, policy, expert = tmp_path_factory.mktemp("rollouts"), small_policy(), ToyExpert(noise=1.0)
+    root, policy, expert = tmp_path_factory.mktemp("rollouts"), small_policy(), ToyExpert()
     env = make_env("Toy-v0", ROLLOUTS.num_envs, chunk_size=1, image_size=32)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(ROLLOUTS.num_envs)]
 
     def act(tensordict, *, temperature):
-        tokens = policy.encode_actions(expert.act(env.base_env))[:, None]
+        tokens = policy.encode_actions(disturbed(expert.act(env.base_env), 1.0, generators, (1.0,) * 7))[:, None]
         tensordict.set(keys.ACTION_TOKENS, tokens).set(keys.ACTION_CHUNK, policy.decode_actions(tokens))
         tensordict.set(keys.INSTRUCTION_TOKENS, policy.prompts([*tensordict[keys.INSTRUCTION]]))
         return tensordict.set(keys.LOG_PROBS, policy.evaluate_actions(tensordict, temperature=temperature)["log_probs"])

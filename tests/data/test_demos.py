@@ -11,7 +11,7 @@ from stare_lit import keys
 from stare_lit.data.demonstrator import EXECUTED_ACTION, DemoSettings, run_expert
 from stare_lit.data.demos import DemoDataModule, collect_demos
 from stare_lit.data.trajectories import Trajectories
-from stare_lit.envs.factory import SEED_RANGES
+from stare_lit.envs.seeds import SEED_RANGES
 from stare_lit.envs.toy import ToyEnv
 from stare_lit.experts.toy import ToyExpert
 

@@ -6,9 +6,10 @@ from torchrl.envs.utils import check_env_specs, step_mdp
 
 from stare_lit import keys
 from stare_lit.envs import pool
-from stare_lit.envs.factory import SEED_RANGES, TOY, default_num_workers, make_env, seeded_reset, split_seeds
+from stare_lit.envs.factory import TOY, default_num_workers, make_env, seeded_reset
 from stare_lit.envs.maniskill import ManiSkillEnv
 from stare_lit.envs.rollout import MASK, run_episodes
+from stare_lit.envs.seeds import SEED_RANGES, split_seeds
 from stare_lit.envs.signals import INSTRUCTIONS
 from stare_lit.envs.transforms import RewardConfig
 

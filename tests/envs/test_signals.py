@@ -15,8 +15,8 @@ from stare_lit.stages.tasks import get_spec
 
 
 @pytest.fixture(scope="module", params=sorted(SIGNALS))
-def env(request, vulkan):
-    env = ManiSkillEnv(request.param, observation="state")
+def env(request, simulated):
+    env = ManiSkillEnv(simulated(request.param), observation="state")
     yield env
     env.close()
 

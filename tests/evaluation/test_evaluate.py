@@ -9,7 +9,8 @@ from rich.console import Console
 from tensordict import TensorDict
 
 from stare_lit import keys
-from stare_lit.envs.factory import make_env, split_seeds
+from stare_lit.envs.factory import make_env
+from stare_lit.envs.seeds import split_seeds
 from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy, summarise
 from stare_lit.evaluation.report import report, stage_table, summary_table, write_json
 

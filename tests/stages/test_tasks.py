@@ -8,7 +8,17 @@ from stare_lit.stages.predicates import Flag
 from stare_lit.stages.separator import initial, separate
 from stare_lit.stages.tasks import get_spec, known_tasks
 
-TASKS = ("LiftPegUpright-v1", "PullCube-v1", "PushCube-v1", "StackCube-v1", "Toy-v0")
+TASKS = (
+    "LiftPegUpright-v1",
+    "PullCube-v1",
+    "PushCube-v1",
+    "PutCarrotOnPlateInScene-v1",
+    "PutEggplantInBasketScene-v1",
+    "PutSpoonOnTableClothInScene-v1",
+    "StackCube-v1",
+    "StackGreenCubeOnYellowCubeBakedTexInScene-v1",
+    "Toy-v0",
+)
 
 
 def test_known_tasks():

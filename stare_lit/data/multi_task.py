@@ -1,0 +1,64 @@
+"""Demonstrations of several tasks for one policy, which has only the instruction to tell them apart."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tensordict import NonTensorData, TensorDict
+
+from stare_lit import keys
+from stare_lit.data.demos import DemoDataModule
+from stare_lit.data.phase import fitting
+from stare_lit.models.vla import ActionStatistics
+
+
+class MultiTaskDemoDataModule(DemoDataModule):
+    """As ``DemoDataModule``, with its settings for each of ``tasks`` (so many demonstrations of each), all shuffled together.
+
+    ``instruction_id`` counts through the texts of all tasks.
+
+    Args:
+        tasks: tasks of one robot (one action space, one proprioception), each kept in its own folder.
+        settings: of ``DemoDataModule`` but ``folder``, the same for every task.
+
+    Raises:
+        ValueError: no task, one twice, tasks of different robots, one folder for all, or a setting that does not fit.
+    """
+
+    def __init__(self, tasks: Sequence[str], **settings: Any) -> None:
+        if not tasks or len(set(tasks)) < len(tasks):
+            raise ValueError(f"tasks={list(tasks)}: name one or more tasks, each once")
+        if settings.get("folder") is not None:
+            raise ValueError(f"folder={settings['folder']!r}: each task is kept in a folder of its own; leave it out")
+        super().__init__(tasks[0], **settings)
+        self.tasks, self.parts = tuple(tasks), [DemoDataModule(task, **settings) for task in tasks]
+        modes = {part.task: part.settings.metadata((0, 1)).control_mode for part in self.parts}
+        if len(set(modes.values())) > 1:
+            raise ValueError(f"tasks={list(tasks)}: are of different robots ({modes}), whose actions and states one policy cannot share; choose those of one")
+        self.instructions = tuple(dict.fromkeys(text for part in self.parts for text in part.instructions))
+        self._texts = [NonTensorData(text) for text in self.instructions]
+
+    def prepare_data(self) -> None:
+        """Makes the demonstrations that the folders lack (one process of each node)."""
+        for part in self.parts:
+            part.trainer = self.trainer
+            part.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and checks the demonstrations of every task, and puts them together, once; errors as those of ``DemoDataModule``."""
+        if self._rows is not None or not fitting(self):
+            return
+        train: list[TensorDict] = []
+        validation: list[TensorDict] = []
+        for part in self.parts:
+            part.trainer = self.trainer
+            part.setup(stage)
+            own = torch.tensor([self.instructions.index(text) for text in part.instructions])
+            for rows, kept in ((part._rows, train), (part._val_rows, validation)):
+                if rows is not None:
+                    kept.append(rows.set(keys.INSTRUCTION_ID, own[rows[keys.INSTRUCTION_ID]]))
+            part._rows = part._val_rows = None  # held once
+        self._rows, self._val_rows = torch.cat(train), torch.cat(validation) if validation else None
+        statistics = ActionStatistics.from_actions(self._rows[keys.ACTION_CHUNK][:, 0])
+        self._statistics = replace(statistics, mask=(True,) * (len(statistics.mask) - 1) + (False,))

@@ -1,0 +1,109 @@
+"""The Bridge tasks of SimplerEnv, as ManiSkill holds them, made fit for training: layouts that never repeat, states, cameras of any size.
+
+SimplerEnv evaluates each task in 24 or 64 fixed layouts. A policy trained in these could know them by heart; so a seed draws a layout around a
+random one of them that is at least ``MIN_DISTANCE`` or ``MIN_TURN`` away from all, and only an ``episode_id`` gives an official one.
+"""
+
+from math import pi
+from typing import Any
+
+import mani_skill.envs  # noqa: F401  registers the tasks
+import numpy as np
+import torch
+from mani_skill.utils.geometry.rotation_conversions import quaternion_multiply
+from mani_skill.utils.registration import REGISTERED_ENVS
+from torch import Tensor
+
+from stare_lit.envs.robots import WIDOWX
+
+MIN_DISTANCE = 0.01
+"""Metres between an object's place and that in an official layout, from which on the layouts differ."""
+MIN_TURN = pi / 18
+"""Radians about the vertical that do as well."""
+MAX_TURN = pi / 4
+"""Radians by which the object is turned at most from an official orientation (they lie up to a quarter turn apart)."""
+MIN_GAP = 0.075
+"""Metres between the centres of object and target: they must not touch at the start (official layouts: 0.1 and more)."""
+SPREAD = {"flat_table": (0.03, 0.03), "sink": (0.02, 0.0)}
+"""Metres along x and y by which the object and the target are moved at most, on the table and in the sink (whose basket stays)."""
+
+WIDTH, HEIGHT = 640, 480
+"""Pixels of the official camera."""
+INTRINSIC = np.array([[623.588, 0.0, 319.501], [0.0, 623.588, 239.545], [0.0, 0.0, 1.0]])
+"""Its intrinsic matrix."""
+
+
+def turn_between(a: Tensor, b: Tensor) -> Tensor:
+    """Angle (rad) [*B] of the rotation from unit quaternions ``a`` to ``b`` [*B, 4]."""
+    return 2 * torch.acos((a * b).sum(-1).abs().clamp(max=1.0))
+
+
+def draw_layout(places: Tensor, turns: Tensor, spread: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A layout that is no official one.
+
+    Args:
+        places: [P, 2, 3], metres: places of the object and of its target in the official layouts.
+        turns: [Q, 2, 4]: their orientations; each of them is combined with each of the places.
+        spread: see ``SPREAD``.
+
+    Returns:
+        Place [2, 3] and orientation [2, 4] of the object and of its target.
+    """
+    while True:
+        i, j = (int(torch.randint(len(options), (), generator=generator)) for options in (places, turns))
+        place, orientation = places[i].clone(), turns[j].clone()
+        place[:, :2] += (2 * torch.rand(2, 2, generator=generator) - 1) * torch.tensor(spread)[:, None]
+        half = MAX_TURN * (2 * torch.rand((), generator=generator) - 1) / 2
+        orientation[0] = quaternion_multiply(torch.stack([half.cos(), half * 0, half * 0, half.sin()]), orientation[0])
+        moved = (places - place)[..., :2].norm(dim=-1).amax(-1) >= MIN_DISTANCE  # [P]
+        turned = turn_between(turns[:, 0], orientation[0]) >= MIN_TURN  # [Q]
+        if (moved[:, None] | turned).all() and (place[0] - place[1])[:2].norm() >= MIN_GAP:
+            return place, orientation
+
+
+class SeededLayouts:
+    """Mixed into a Bridge task of ManiSkill."""
+
+    SUPPORTED_OBS_MODES = ("rgb+segmentation", "state", "none")
+
+    def __init__(self, **settings: Any) -> None:
+        # ManiSkill keeps both on the class: of two tasks in one process the second would get the first one's background
+        self._rgb_overlay_images: dict[str, Any] = {}
+        self._objects_to_remove_from_greenscreen: list[Any] = []
+        if settings["obs_mode"] == "state":
+            self.rgb_overlay_mode = "none"  # there is no camera whose picture could get a background
+        super().__init__(**settings)
+
+    def _initialize_episode(self: Any, env_idx: Tensor, options: dict[str, Any]) -> None:
+        if "episode_id" in options:
+            super()._initialize_episode(env_idx, options)  # type: ignore[misc]
+            return
+        official = self.xyz_configs, self.quat_configs
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # ManiSkill has seeded the global one
+        place, orientation = draw_layout(*official, SPREAD[self.scene_setting], generator)
+        self.xyz_configs, self.quat_configs = place[None], orientation[None]
+        try:
+            super()._initialize_episode(env_idx, options | {"episode_id": torch.zeros(1, dtype=torch.int64)})  # type: ignore[misc]
+        finally:
+            self.xyz_configs, self.quat_configs = official
+
+    def _get_obs_extra(self: Any, info: dict[str, Any]) -> dict[str, Tensor]:
+        """What the `state` variant knows beside the joints: tool, object and target, and the ways between them."""
+        if not self.obs_mode_struct.use_state:
+            return {}
+        tool, source, target = self.agent.robot.links_map[WIDOWX.tool].pose, self.objs[self.source_obj_name].pose, self.objs[self.target_obj_name].pose
+        poses = {"tool_pose": tool.raw_pose, "object_pose": source.raw_pose, "target_pose": target.raw_pose}
+        return poses | {"tool_to_object": source.p - tool.p, "object_to_target": target.p - source.p}
+
+
+def make_bridge(task: str, *, image_size: int, **settings: Any) -> Any:
+    """The unwrapped simulator of a Bridge task.
+
+    Args:
+        image_size: pixels of the square image: the whole official picture, squeezed as a policy's preprocessing squeezes it.
+        settings: of ManiSkill's ``BaseEnv``.
+    """
+    kind = REGISTERED_ENVS[task].cls
+    squeezed = np.diag([image_size / WIDTH, image_size / HEIGHT, 1.0]) @ INTRINSIC
+    camera = {WIDOWX.camera: {"width": image_size, "height": image_size, "intrinsic": squeezed}}
+    return type(kind.__name__, (SeededLayouts, kind), {})(sensor_configs=camera, **settings)

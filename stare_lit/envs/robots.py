@@ -1,0 +1,42 @@
+"""What differs between the robots of the tasks: controller, camera, tool, the size of an action; and the fixed layouts of the Bridge tasks."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Robot:
+    """How one robot is driven and seen.
+
+    Attributes:
+        control_mode: ManiSkill's controller; every one takes 7 numbers: translation, rotation, gripper (1 opens, -1 closes).
+        camera: the camera that a policy sees through unless another is named.
+        tool: the link between the fingertips.
+        action_limit: greatest absolute value of each number of an action. A Panda's actions are shares of its longest step, in [-1, 1];
+            WidowX's are metres and radians (its controller takes more; nobody needs more in a step of 0.2 s).
+        judged_at_end: the benchmark counts success at the last step, so an episode is not over when it first succeeds.
+    """
+
+    control_mode: str
+    camera: str
+    tool: str
+    action_limit: tuple[float, ...]
+    judged_at_end: bool
+
+
+PANDA = Robot("pd_ee_delta_pose", "base_camera", "panda_hand_tcp", (1.0,) * 7, judged_at_end=False)
+WIDOWX = Robot(
+    "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos", "3rd_view_camera", "ee_gripper_link", (0.05,) * 3 + (0.4,) * 3 + (1.0,), judged_at_end=True
+)
+
+OFFICIAL_LAYOUTS = {
+    "PutCarrotOnPlateInScene-v1": 24,
+    "PutSpoonOnTableClothInScene-v1": 24,
+    "StackGreenCubeOnYellowCubeBakedTexInScene-v1": 24,
+    "PutEggplantInBasketScene-v1": 64,
+}
+"""How many fixed layouts SimplerEnv evaluates of each Bridge task (``episode_id`` 0, 1, ...)."""
+
+
+def robot_of(task: str) -> Robot:
+    """The robot of a task; the toy's acts as a Panda does."""
+    return WIDOWX if task in OFFICIAL_LAYOUTS else PANDA

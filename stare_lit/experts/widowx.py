@@ -1,0 +1,119 @@
+"""Scripted demonstrator for the four Bridge tasks (WidowX), acting in metres and radians of the arm's target pose.
+
+A waypoint controller as those of the Panda: it reads the present geometry, remembers little, and tries again where the object slipped.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from math import pi
+from typing import Any
+
+import torch
+from mani_skill.utils.geometry.rotation_conversions import quaternion_apply, quaternion_to_matrix
+from mani_skill.utils.structs import Pose
+from torch import Tensor
+
+from stare_lit.envs.robots import WIDOWX
+from stare_lit.experts.memory import Memory
+
+OPEN, CLOSED = 1.0, -1.0
+STEP, TURN = WIDOWX.action_limit[0], WIDOWX.action_limit[5]  # m and rad, longest of one action
+HOVER = 0.07  # m above the grip, where the gripper travels and turns
+ALIGNED = 0.008  # m of horizontal error with which the open gripper goes down around the object (the fingers leave about 9 mm)
+FUNNEL = 0.02  # m beyond that over which it rises to its full height
+TURNED = 0.15  # rad of error about the vertical with which it goes down
+GRIP_SLACK = 0.008  # m above the grip at which the fingers close
+SETTLE = 4  # actions that they need
+CLEAR = 0.03  # m from the target's centre, beyond which the object is first lifted, then carried
+RETREAT = 0.08  # m above the place, where the open gripper waits for the end
+
+
+@dataclass(frozen=True)
+class Job:
+    """What differs between the tasks.
+
+    Attributes:
+        symmetry: rad about the vertical by which the object can be turned and gripped in the same way.
+        grip: m from the object's centre up to the tool when the fingers close.
+        along: m from the object's centre along its long axis to the grip.
+        carry: m above its final height at which the object travels.
+        drop: m above its final height at which it is let go.
+        slack: m from the target's centre with which it is let down.
+    """
+
+    symmetry: float = pi
+    grip: float = 0.0
+    along: float = 0.0
+    carry: float = 0.07
+    drop: float = 0.008
+    slack: float = 0.02
+
+
+JOBS = {
+    "PutCarrotOnPlateInScene-v1": Job(),
+    "PutSpoonOnTableClothInScene-v1": Job(),
+    "StackGreenCubeOnYellowCubeBakedTexInScene-v1": Job(symmetry=pi / 2, drop=0.004, slack=0.01),
+    "PutEggplantInBasketScene-v1": Job(carry=0.1, drop=0.03),
+}
+
+
+def _action(arm: Any, point: Tensor, grip: float, turn: float = 0.0) -> Tensor:
+    """Action [7] that moves the arm's target towards ``point`` [3] (m, world) and turns it by ``turn`` (rad, about the vertical)."""
+    base, goal = arm.root_link.pose, arm.root_link.pose * arm._target_pose
+    turned_back = base.q * torch.tensor([1.0, -1.0, -1.0, -1.0])
+    way = quaternion_apply(turned_back, point[None] - goal.p)[0]
+    action = torch.zeros(7)
+    action[:3] = way * (STEP / way.norm().clamp_min(STEP))  # scaled, not clipped: the path stays straight
+    action[5] = max(-TURN, min(TURN, turn))
+    action[6] = grip
+    return action
+
+
+def _turn(source: Pose, tool: Pose, symmetry: float) -> float:
+    """Turn (rad) about the vertical that brings the fingers, which open along the tool's y, across the object's long axis x; the short way round."""
+    along, opening = quaternion_to_matrix(source.q)[0, :, 0], quaternion_to_matrix(tool.q)[0, :, 1]
+    error = float(torch.atan2(along[1], along[0]) - torch.atan2(opening[1], opening[0])) + pi / 2
+    return (error + symmetry / 2) % symmetry - symmetry / 2
+
+
+def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
+    """Grip the object, lift it, carry it over the target, let it down, let go and stay away."""
+    source, target = simulator.objs[simulator.source_obj_name], simulator.objs[simulator.target_obj_name]
+    arm = simulator.agent.controller.controllers["arm"]
+    tool, pose = (arm.root_link.pose * arm._target_pose), source.pose
+    hand, centre = tool.p[0], pose.p[0]
+    final = target.pose.p[0].clone()
+    final[2] += float(simulator.episode_source_obj_bbox_world[2].abs() + simulator.episode_target_obj_bbox_world[2].abs()) / 2
+    if memory.opening:
+        memory.opening += 1
+        if memory.opening <= SETTLE or bool(simulator.evaluate()["success"]):
+            rise = final[2] + RETREAT if memory.opening > 2 else hand[2]
+            return _action(arm, torch.stack([hand[0], hand[1], torch.as_tensor(rise)]), OPEN)
+        memory.opening = memory.closing = 0
+    if memory.closing > SETTLE and not bool(simulator.agent.is_grasping(source)):
+        memory.closing = 0  # it slipped away
+    if memory.closing > SETTLE:
+        away, high = (final - centre)[:2].norm(), centre[2] - final[2]
+        place = final + simulator.agent.robot.links_map[WIDOWX.tool].pose.p[0] - centre  # of the tool, when the object is where it belongs
+        rise = job.drop / 2 + (job.carry - job.drop / 2) * ((away - job.slack) / FUNNEL).clamp(0.0, 1.0)
+        if high < job.carry - 0.02 and away > CLEAR:
+            return _action(arm, torch.stack([hand[0], hand[1], place[2] + job.carry]), CLOSED)
+        if rise > job.drop or high > job.drop:
+            return _action(arm, torch.stack([place[0], place[1], place[2] + rise]), CLOSED)
+        memory.opening = 1
+        return _action(arm, hand, OPEN)
+    axis = quaternion_to_matrix(pose.q)[0, :, 0]
+    grip = centre + job.along * axis + torch.tensor([0.0, 0.0, job.grip])
+    if memory.closing:
+        memory.closing += 1
+        return _action(arm, grip, CLOSED)
+    turn = _turn(pose, tool, job.symmetry)
+    off = grip - hand
+    rise = HOVER * ((off[:2].norm() - ALIGNED) / FUNNEL).clamp(0.0, 1.0) if abs(turn) < TURNED else torch.tensor(HOVER)
+    if rise > 0 or off[2] < -GRIP_SLACK:
+        return _action(arm, torch.stack([grip[0], grip[1], grip[2] + rise]), OPEN, turn)
+    memory.closing = 1
+    return _action(arm, grip, CLOSED)
+
+
+CONTROLLERS = {task: partial(pick_and_place, job) for task, job in JOBS.items()}

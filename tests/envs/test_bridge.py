@@ -1,0 +1,159 @@
+"""The Bridge tasks: official layouts by seed, others that are none of them, and the photograph behind robot and objects."""
+
+from math import pi
+
+import numpy as np
+import pytest
+import torch
+
+from stare_lit import keys
+from stare_lit.data.demonstrator import HOLD, DemoSettings, run_expert
+from stare_lit.envs.factory import make_env, seeded_reset
+from stare_lit.envs.maniskill import ManiSkillEnv
+from stare_lit.envs.robots import OFFICIAL_LAYOUTS
+from stare_lit.envs.seeds import SEED_RANGES, official_layout, split_seeds
+from stare_lit.envs.transforms import RewardConfig
+from stare_lit.experts.maniskill import ManiSkillExpert
+
+CARROT, EGGPLANT = "PutCarrotOnPlateInScene-v1", "PutEggplantInBasketScene-v1"
+OFFICIAL = SEED_RANGES["official"][0]
+
+
+@pytest.fixture(scope="module", params=list(OFFICIAL_LAYOUTS))
+def env(request, simulated):
+    env = ManiSkillEnv(simulated(request.param), observation="state", terminate_on_success=False)
+    yield env
+    env.close()
+
+
+def places(simulator):
+    """[2, 3]: where object and target lie."""
+    return torch.cat([simulator.objs[name].pose.p for name in simulator.obj_names])
+
+
+def test_the_simulator_has_as_many_layouts_and_a_seed_for_each(env):
+    simulator = env.simulator
+    num = len(simulator.xyz_configs) * len(simulator.quat_configs)
+    assert num == OFFICIAL_LAYOUTS[env.task]
+    for layout in (0, num - 1):
+        env.reset(seed=OFFICIAL + layout)
+        wanted = simulator.xyz_configs[layout // len(simulator.quat_configs)]
+        assert (places(simulator) - wanted)[:, :2].abs().max() < 0.01  # they settle a little
+    with pytest.raises(ValueError, match=f"of which {env.task} has {num} layouts|choose|num"):
+        official_layout(env.task, OFFICIAL + num) if num < 64 else split_seeds("official", num + 1, task=env.task)
+
+
+def test_other_seeds_give_other_layouts_again_the_same(env):
+    seen = []
+    for seed in (0, 1, 0):
+        env.reset(seed=seed)
+        seen.append(places(env.simulator))
+    assert torch.equal(seen[0], seen[2]) and (seen[0] - seen[1])[0].norm() > 0.005
+
+
+def test_drawn_layouts_are_none_of_the_official_ones(env):
+    from stare_lit.envs.bridge import MIN_DISTANCE, MIN_GAP, MIN_TURN, SPREAD, draw_layout, turn_between
+
+    simulator, generator = env.simulator, torch.Generator().manual_seed(0)
+    spread = SPREAD[simulator.scene_setting]
+    drawn = [draw_layout(simulator.xyz_configs, simulator.quat_configs, spread, generator) for _ in range(300)]
+    for place, orientation in drawn:
+        assert orientation.norm(dim=-1).sub(1).abs().max() < 1e-3 and (place[0] - place[1])[:2].norm() >= MIN_GAP
+        moved = (simulator.xyz_configs - place)[..., :2].norm(dim=-1).amax(-1)
+        turned = turn_between(simulator.quat_configs[:, 0], orientation[0])
+        assert ((moved[:, None] >= MIN_DISTANCE) | (turned >= MIN_TURN)).all()
+        assert (simulator.xyz_configs - place)[..., :2].abs().amax(-1).amin(0).le(torch.tensor(spread) + 1e-6).all()
+    assert torch.stack([place for place, _ in drawn])[:, 0, :2].std(0).min() > 0.005  # they spread
+
+
+def test_a_turn_is_the_angle_between_two_orientations():
+    from stare_lit.envs.bridge import turn_between
+
+    straight, quarter = torch.tensor([1.0, 0, 0, 0]), torch.tensor([np.cos(pi / 4), 0, 0, np.sin(pi / 4)], dtype=torch.float32)
+    assert float(turn_between(straight, quarter)) == pytest.approx(pi / 2, abs=1e-5)
+    assert float(turn_between(straight, -straight)) == pytest.approx(0, abs=1e-3)  # the same orientation
+
+
+def test_grasped_is_live_where_the_tasks_own_flag_stays(env):
+    expert, td = ManiSkillExpert(env.task), env.reset(seed=3)
+    while not (td[keys.SIGNALS, "grasped"] and td[keys.SIGNALS, "lift"] > 0.02):
+        td = env.step(td.set(keys.ACTION_CHUNK, expert.act(env)[None]))["next"].clone()
+    for _ in range(4):
+        td = env.step(td.set(keys.ACTION_CHUNK, torch.tensor([[0.0, 0, 0, 0, 0, 0, 1]])))["next"].clone()
+    assert td[keys.SIGNALS, "grasped"] == 0 and td[keys.SIGNALS, "released"] == 1
+    assert bool(env.simulator.episode_stats["is_src_obj_grasped"])
+
+
+def test_a_demonstration_shows_what_to_do_after_success(env):
+    settings = DemoSettings(env.task)
+    data, table = run_expert(env, ManiSkillExpert(env.task), [4], hold=settings.hold)
+    success = data[keys.next_(keys.SUCCESS)].flatten()
+    assert table["success"].all() and int(table["length"]) < env.max_episode_steps
+    assert success[-HOLD - 1 :].all() and not success[-HOLD - 2]
+    last = data[keys.next_(keys.SIGNALS)][-1]
+    assert last["released"] == 1 and last["tcp_to_object"] > 0.04
+
+
+@pytest.fixture(scope="module")
+def pictures(simulated):
+    """Of two tasks with different photographs in one process: the environments, each after a reset."""
+    envs = [ManiSkillEnv(simulated(task), image_size=64, visuals="exact") for task in (CARROT, EGGPLANT)]
+    yield [(env, env.reset(seed=OFFICIAL)[keys.IMAGE].permute(1, 2, 0).numpy()) for env in envs]
+    for env in envs:
+        env.close()
+
+
+def test_each_task_keeps_its_own_photograph_behind_robot_and_objects(pictures):
+    import cv2
+
+    for env, image in pictures:
+        path = env.simulator.rgb_overlay_paths[env.robot.camera]
+        photograph = cv2.cvtColor(cv2.resize(cv2.imread(path), (64, 64)), cv2.COLOR_BGR2RGB)
+        behind = (image == photograph).all(-1)
+        assert 0.5 < behind.mean() < 0.99  # the rest is robot and objects
+    assert (pictures[0][1] != pictures[1][1]).any(-1).mean() > 0.9
+
+
+def test_a_small_picture_is_the_official_one_squeezed(pictures, simulated):
+    env = ManiSkillEnv(simulated(CARROT), image_size=256, visuals="exact")
+    large = env.reset(seed=OFFICIAL)[keys.IMAGE].float()
+    env.close()
+    squeezed = torch.nn.functional.avg_pool2d(large, 4).permute(1, 2, 0).numpy()
+    assert np.abs(squeezed - pictures[0][1]).mean() < 12  # of 255; edges differ by their sampling
+
+
+def test_light_meshes_hardly_change_a_picture(pictures, simulated):
+    for task, (_, exact) in zip((CARROT, EGGPLANT), pictures, strict=True):
+        env = ManiSkillEnv(simulated(task), image_size=64, visuals="light")
+        light = env.reset(seed=OFFICIAL)[keys.IMAGE].permute(1, 2, 0).numpy()
+        env.close()
+        assert np.abs(exact.astype(int) - light).mean() < 1  # of 255
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reward": RewardConfig(mode="dense")}, "reward.mode='dense': PutCarrotOnPlateInScene-v1 has no dense reward"),
+        ({"cameras": ("base_camera",)}, r"cameras=\['base_camera'\]: PutCarrotOnPlateInScene-v1 has \['3rd_view_camera'\]"),
+    ],
+)
+def test_refusals(settings, message, simulated):
+    with pytest.raises(ValueError, match=message):
+        make_env(simulated(CARROT), 1, num_workers=0, **settings)
+
+
+def test_official_seeds_of_a_task_without_fixed_layouts():
+    with pytest.raises(ValueError, match="split='official': PushCube-v1 has no fixed layouts; choose the split 'test'"):
+        split_seeds("official", task="PushCube-v1")
+    assert split_seeds("official", task=CARROT) == list(range(OFFICIAL, OFFICIAL + 24))
+    assert official_layout("PushCube-v1", 5) is None
+    with pytest.raises(ValueError, match="seed=3000000: of the official split, of which PushCube-v1 has 0 layouts"):
+        official_layout("PushCube-v1", OFFICIAL)
+
+
+def test_a_pool_of_processes_resets_to_official_layouts(simulated):
+    env = make_env(simulated(CARROT), 2, num_workers=1, observation="state")
+    td = seeded_reset(env, split_seeds("official", 2, task=CARROT))
+    env.close()
+    assert td[keys.EPISODE_SEED].tolist() == [OFFICIAL, OFFICIAL + 1]
+    assert td[keys.INSTRUCTION][0] == "put carrot on plate"

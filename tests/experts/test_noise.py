@@ -1,0 +1,26 @@
+"""Noise on a demonstrator's actions."""
+
+import torch
+
+from stare_lit.experts.noise import disturbed
+
+LIMIT = (0.1,) * 3 + (0.5,) * 3 + (1.0,)
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_only_translations_in_the_units_of_the_robot():
+    still = torch.zeros(2000, 7)
+    found = disturbed(still, 0.3, generators(*range(2000)), LIMIT)
+    assert (found[:, 3:] == 0).all() and (still == 0).all()
+    assert abs(float(found[:, :3].std()) - 0.03) < 0.001
+
+
+def test_each_row_by_its_own_generator_and_within_the_limits():
+    action = torch.full((2, 7), 0.09)
+    both, second = disturbed(action, 1.0, generators(4, 5), LIMIT), disturbed(action[:1], 1.0, generators(5), LIMIT)
+    assert torch.equal(both[1], second[0]) and not torch.equal(both[0], both[1])
+    assert (both.abs() <= torch.tensor(LIMIT)).all()
+    assert torch.equal(disturbed(action, 0.0, generators(4, 5), LIMIT), action)

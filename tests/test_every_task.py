@@ -1,0 +1,160 @@
+"""One class over all tasks: what the stages say of demonstrations, of worse ones, of dropped objects and of actions without sense."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs.utils import step_mdp
+
+from stare_lit import keys
+from stare_lit.data.demonstrator import run_expert
+from stare_lit.envs.toy import ToyEnv
+from stare_lit.evaluation.metrics import wilson_rate
+from stare_lit.experts.make import make_demonstrator
+from stare_lit.experts.maniskill import CONTROLLERS
+from stare_lit.stages.calculator import potential, stage_cost, stage_error
+from stare_lit.stages.separator import advance, initial, separate
+from stare_lit.stages.tasks import get_spec, known_tasks
+
+NUM_DEMOS = 50
+NUM_WORSE = 10  # of them, again with noise
+WORSE = 0.2  # share of the longest step, standard deviation
+NUM_RANDOM = 100
+PUSHED = ("PushCube-v1", "PullCube-v1")
+
+
+@dataclass
+class Episodes:
+    """Signals [E, T + 1] of each name, before the first decision and after each; ``mask`` True = real."""
+
+    signals: dict[str, torch.Tensor]
+    mask: torch.Tensor
+    success: torch.Tensor
+
+    @classmethod
+    def of(cls, data: TensorDict, table: TensorDict) -> "Episodes":
+        lengths = table["length"].tolist()
+        episodes = [torch.cat([rows[keys.SIGNALS], rows[keys.next_(keys.SIGNALS)][-1:]]) for rows in data.split(lengths)]
+        names = list(data[keys.SIGNALS].keys())
+        padded = {name: torch.nn.utils.rnn.pad_sequence([rows[name] for rows in episodes], batch_first=True) for name in names}
+        return cls(padded, torch.arange(max(lengths) + 1) <= table["length"][:, None], table["success"])
+
+
+@pytest.fixture(scope="module", params=known_tasks())
+def task(request, simulated):
+    return request.param if request.param == "Toy-v0" else simulated(request.param)
+
+
+@pytest.fixture(scope="module")
+def acting(task):
+    """Environment and expert; an episode ends at its first success."""
+    env, expert = make_demonstrator(task, toy_batch=NUM_DEMOS, observation="state")
+    yield env, expert
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def demos(acting):
+    return Episodes.of(*run_expert(*acting, list(range(NUM_DEMOS))))
+
+
+def labelled(task, episodes):
+    """Stage index and error [E, T + 1]."""
+    spec = get_spec(task)
+    index = separate(spec, episodes.signals, episodes.mask)
+    return spec, index, stage_error(spec, index, episodes.signals)
+
+
+def carry_on(env, expert, seed, until):
+    """The expert's episode of ``seed`` up to the state in which its online stage is ``until``: that state and its stage."""
+    spec = get_spec("Toy-v0" if isinstance(env, ToyEnv) else env.task)
+    expert.reset()
+    td = env.reset(seed=seed if not env.batch_size else list(range(seed, seed + env.batch_size[0])))
+    index = initial(spec, dict(td[keys.SIGNALS].items()))
+    for _ in range(env.max_episode_steps):
+        if int(index.flatten()[0]) >= until:
+            break
+        td = step_mdp(env.step(td.set(keys.ACTION_CHUNK, expert.act(env).reshape(*env.batch_size, 1, 7))))
+        index = advance(spec, index, dict(td[keys.SIGNALS].items()), monotone=False)
+    return spec, td, index
+
+
+class TestEveryTask:
+    def test_signals_are_there_and_in_their_units(self, task, demos):
+        assert get_spec(task).signals <= set(demos.signals)
+        for name, values in demos.signals.items():
+            real = values[demos.mask]
+            assert real.dtype == torch.float32 and real.isfinite().all()
+            if name in ("success", "contact", "grasped", "released", "static", "on_target", "upright"):
+                assert set(real.unique().tolist()) <= {0.0, 1.0}, name
+            elif name == "axis_to_vertical":
+                assert 0 <= real.min() and real.max() <= torch.pi / 2 + 1e-6
+            else:
+                assert real.abs().max() < 1.0, name  # metres on a table
+
+    def test_the_demonstrator_succeeds(self, demos):
+        assert demos.success.float().mean() >= 0.9
+
+    def test_stages_of_every_successful_demonstration_come_in_order(self, task, demos):
+        spec, index, _ = labelled(task, demos)
+        for row, mask in zip(index[demos.success], demos.mask[demos.success], strict=True):
+            labels = row[mask]
+            assert labels[0] == 0 and labels[-1] == spec.num_stages and (labels.diff() >= 0).all()
+            assert set(labels.tolist()) >= set(range(spec.num_stages - 1)), labels  # placing may take no step of its own
+
+    def test_success_ends_the_last_stage(self, task, demos):
+        spec, index, error = labelled(task, demos)
+        solved = demos.mask & (demos.signals["success"] > 0)
+        assert (index[solved] == spec.num_stages).all() and (error[solved] == 0).all() and solved.any()
+
+    def test_costs_lie_in_the_unit_interval_and_are_lower_for_better_executions(self, task, acting, demos):
+        spec, index, error = labelled(task, demos)
+        cost = stage_cost(error, index, spec.num_stages)
+        assert ((cost >= 0) & (cost <= 1)).all()
+        worse = Episodes.of(*run_expert(*acting, list(range(NUM_WORSE)), action_noise=WORSE))
+        _, worse_index, worse_error = labelled(task, worse)
+        clean = stage_cost(error, index, spec.num_stages, reduction="sum")[:NUM_WORSE].sum(-1).mean()
+        assert clean < stage_cost(worse_error, worse_index, spec.num_stages, reduction="sum").sum(-1).mean()
+
+    def test_potentials_lie_in_the_unit_interval_and_never_fall_where_a_stage_ends(self, task, demos):
+        spec, index, error = labelled(task, demos)
+        phi = potential(index, error, spec.num_stages)
+        assert ((phi >= 0) & (phi <= 1)).all()
+        ended = (index.diff() > 0) & demos.mask[:, 1:]
+        assert (phi.diff()[ended] >= 0).all() and ended.any()
+
+    def test_a_dropped_object_takes_the_stage_back(self, task, acting):
+        env, expert = acting
+        spec, td, index = carry_on(env, expert, 7, 1 if task in PUSHED else 2)
+        reached = int(index.flatten()[0])
+        assert reached < spec.num_stages
+        away = torch.tensor(env.action_limit) * torch.tensor([0.0, 0, 1, 0, 0, 0, 1])  # up, with open fingers
+        lowest = reached
+        for _ in range(8):
+            td = step_mdp(env.step(td.set(keys.ACTION_CHUNK, away.expand(*env.batch_size, 1, 7).clone())))
+            index = advance(spec, index, dict(td[keys.SIGNALS].items()), monotone=False)
+            lowest = min(lowest, int(index.flatten()[0]))
+        assert lowest < reached  # a cube that slides on by itself may succeed after that
+
+    def test_random_actions_hardly_ever_pass_the_grasp(self, task, acting):
+        env, _ = acting
+        spec, passed = get_spec(task), 0
+        generator, limit = torch.Generator().manual_seed(0), torch.tensor(env.action_limit)
+        for seed in range(1000, 1000 + NUM_RANDOM, env.batch_size.numel()):
+            td = env.reset(seed=seed) if task == "Toy-v0" else env.reset(seed=seed, exact=False)
+            index = initial(spec, dict(td[keys.SIGNALS].items()))
+            best = index.clone()
+            for _ in range(env.max_episode_steps):
+                action = (2 * torch.rand(*env.batch_size, 1, 7, generator=generator) - 1) * limit
+                td = step_mdp(env.step(td.set(keys.ACTION_CHUNK, action)))
+                index = advance(spec, index, dict(td[keys.SIGNALS].items()), monotone=False)
+                best = torch.maximum(best, index)
+                if td[keys.DONE].all():
+                    break
+            passed += int((best >= 2).sum())
+        assert wilson_rate(passed, NUM_RANDOM).low <= 0.01  # not significantly more than one in a hundred
+
+
+def test_every_task_has_a_demonstrator():
+    assert set(CONTROLLERS) | {"Toy-v0"} == set(known_tasks())
