@@ -9,6 +9,8 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
+from stare_lit.envs.perturbations import Perturbation
+from stare_lit.envs.perturbed_scene import begin_episode, perturb_scene
 from stare_lit.envs.poses import read_directly
 from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS
 from stare_lit.envs.simulator import SimulatorConfig, camera_images, is_light, make_simulator
@@ -45,6 +47,7 @@ class ManiSkillEnv(EnvBase):
         seed_range: episode seeds are drawn from ``[low, high)`` where none is given at reset.
         dense_reward: also measure the environment's own normalised dense reward.
         visuals: ``light`` meshes, ``exact`` ones, or ``auto``: light where the renderer is a CPU.
+        perturbation: what differs from the task as it is, for evaluation out of distribution.
         max_episode_steps: horizon in steps; the task's own (50) by default.
 
     Raises:
@@ -65,6 +68,7 @@ class ManiSkillEnv(EnvBase):
         seed_range: tuple[int, int] = (0, 1_000_000),
         dense_reward: bool = False,
         visuals: Literal["auto", "light", "exact"] = "auto",
+        perturbation: Perturbation = Perturbation(),  # noqa: B008 (frozen)
         max_episode_steps: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
@@ -72,12 +76,12 @@ class ManiSkillEnv(EnvBase):
             raise ValueError(f"chunk_size={chunk_size}: a decision executes at least one action; set chunk_size >= 1.")
         if not 0 <= seed_range[0] < seed_range[1] <= MAX_SEED:
             raise ValueError(f"seed_range={tuple(seed_range)}: must be 0 <= low < high <= {MAX_SEED}.")
-        config = SimulatorConfig(task, num_envs, observation, image_size, tuple(cameras), dense_reward, visuals)
+        config = SimulatorConfig(task, num_envs, observation, image_size, tuple(cameras), dense_reward, visuals, perturbation)
         self._sim, horizon = make_simulator(config)
         self._light, self._fresh = is_light(config), False
         super().__init__(device=device or self._sim.device, batch_size=[num_envs] if num_envs > 1 else [])
         self.task, self.chunk_size, self.action_dim = task, chunk_size, ACTION_DIM
-        self.instructions = INSTRUCTIONS[task]
+        self.perturbation, self.instructions = perturbation, perturbation.instructions_of(task, INSTRUCTIONS[task])
         self.max_episode_steps = max_episode_steps or horizon
         self.cameras, self.observation = tuple(cameras), observation
         self.terminate_on_success, self.seed_range, self.dense_reward = terminate_on_success, tuple(seed_range), dense_reward
@@ -102,6 +106,7 @@ class ManiSkillEnv(EnvBase):
             lighten(self._scene.sub_scenes)
         if self._num == 1:
             read_directly(self._scene)
+        perturb_scene(self._sim, self.task, self.perturbation)
         self._stepper = EndEffectorStepper(self._sim) if EndEffectorStepper.fits(self._sim) else None
 
     # -- what is measured ----------------------------------------------------------------------------------------------
@@ -149,6 +154,7 @@ class ManiSkillEnv(EnvBase):
         options = {"reconfigure": True} if rebuild else {} if mask is None else {"env_idx": index.to(self._sim.device)}
         _, info = self._sim.reset(seed=self._seeds.tolist(), options=options)
         self._adopt_scene()
+        begin_episode(self._sim, self.task, self.perturbation, int(self._seeds[0]))
         self._start_height[index] = self._height(self._sim)[index]
         self._succeeded[index] = False
         observed = self._observe(info)
@@ -178,6 +184,7 @@ class ManiSkillEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         chunk = tensordict[keys.ACTION_CHUNK].reshape(self._num, self.chunk_size, ACTION_DIM).to(self._sim.device)
+        chunk = self.perturbation.disturbed(chunk, self._seeds, self._sim.elapsed_steps)
         info, outcome = self._execute_alone(chunk) if self._num == 1 else self._execute(chunk, tensordict.get("_step", None))
         if not self.dense_reward:
             del outcome[keys.DENSE_REWARD]
