@@ -120,7 +120,7 @@ def eval(
     split: Split = "validation",
     temperature: float = 0.0,
     compare: str | None = None,
-    perturbation: str | list[str] | None = None,
+    perturbation: list[str] | str | None = None,
     num_envs: int = 8,
     num_workers: int | None = None,
     environment: dict[str, Any] | None = None,
@@ -148,9 +148,9 @@ def eval(
         output: write the report as JSON to this file.
         video: write the first four episodes as a film to this .mp4 file.
     """
-    if perturbation and (compare or video):
+    if perturbation is not None and (compare or video):
         raise ValueError("perturbation: cannot go together with compare or video; run stare eval once for each")
-    asked = read_perturbations(perturbation) if perturbation else {}
+    asked = {} if perturbation is None else read_perturbations(perturbation)
     folders = {"before": compare, "policy": checkpoint} if compare else {"policy": checkpoint}
     prints = {name: fingerprint(folder) for name, folder in folders.items()}  # a missing one is told before any work
     common: dict[str, Any] = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment}

@@ -17,10 +17,10 @@ LENGTHS = {  # task -> its constants (m) that its objects are built, placed and 
     "LiftPegUpright-v1": ("peg_half_width", "peg_half_length"),
 }
 CUBES = {"cubeA": (1.0, 0.0, 0.0, 1.0), "cubeB": (0.0, 1.0, 0.0, 1.0)}  # of StackCube-v1, with their colours
-LOW, HIGH = (-0.30, -0.40), (0.25, 0.40)  # m, corners of the table that the base camera sees
-CLEARANCE = 0.14  # m from a distractor's centre to where gripper and objects pass: half an open hand, half of what it holds, a distractor and some air
-GAP = 0.07  # m between the centres of two distractors
-SMALL, LARGE = 0.015, 0.025  # m, half size of a distractor: the hand passes above it while its fingers are at the table
+LOW, HIGH = (-0.20, -0.40), (0.25, 0.40)  # m, corners of the part of the table that the base camera sees in front of the robot
+CLEARANCE = 0.15  # m from a distractor's centre to where gripper and objects pass: half an open hand, half of what it holds, a distractor and some air
+GAP = 0.09  # m between the centres of two distractors
+SMALL, LARGE = 0.02, 0.03  # m, half size of a distractor: the hand is still above it when its fingers are at the table
 PREFIX = "distractor"
 
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonargparse import auto_cli
 
 from stare_lit.cli import eval as command
 from stare_lit.models.vla.presets import tiny
@@ -56,6 +58,7 @@ def test_some_by_name_and_path(checkpoint, tmp_path, monkeypatch):
         ({"perturbation": "all", "task": "Toy-v9"}, "Toy-v9"),
         ({"perturbation": ["camera", "camera"]}, "must differ"),
         ({"perturbation": "long"}, "shorten it"),
+        ({"perturbation": []}, "no files"),
     ],
 )
 def test_refusals_come_before_any_work(checkpoint, tmp_path, monkeypatch, arguments, message):
@@ -71,3 +74,10 @@ def test_away_from_the_repository(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="run from the folder that holds configs/"):
         command.eval(checkpoint, **TOY, perturbation="all")
+
+
+@pytest.mark.parametrize("value", ["all", "camera", "[camera, lighting]", "configs/perturbations/camera.yaml", '["my own.yaml", camera]'])
+def test_values_on_the_command_line(checkpoint, capsys, value):
+    with pytest.raises(SystemExit):
+        auto_cli(command.eval, args=["--checkpoint", checkpoint, "--perturbation", value, "--print_config"], as_positional=False)
+    assert yaml.safe_load(capsys.readouterr().out)["perturbation"] == yaml.safe_load(value)

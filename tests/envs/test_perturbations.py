@@ -78,6 +78,9 @@ class TestRefusals:
         for entries, message in (("nowhere", "ones? that ships? .*camera"), (str(wrong), "camera_shift"), ([str(tmp_path / "none.yaml")], "is not a file")):
             with pytest.raises(ValueError, match=message):
                 read_perturbations(entries)
+        wrong.write_text("light: [1, 1\n")
+        with pytest.raises(ValueError, match="wrong.yaml"):
+            read_perturbations(str(wrong))
         wrong.write_text("joint_noise: 9.0\n")
         with pytest.raises(ValueError, match="wrong.yaml.*joint_noise=9.0"):
             read_perturbations(str(wrong))
@@ -108,8 +111,11 @@ class TestShipped:
         own, other = own_instructions(task), read_perturbations("instruction")["instruction"].instructions_of(task, own_instructions(task))
         assert len(set(own) | set(other)) == 2 * len(own)
         assert not (prompts(own) == prompts(other)).all(-1).any()
-        unknown = prompts._tokenizer.token_to_id("<unk>")
-        assert not (prompts(other) == unknown).any()
+
+    def test_no_word_is_unknown_to_the_shipped_tokenizer(self, in_root):
+        prompts = VLAPolicy.from_pretrained("policies/push_cube_sft").prompts
+        texts = [text for table in read_perturbations("instruction")["instruction"].instructions.values() for text in table]
+        assert len(texts) == 10 and not (prompts(texts) == prompts._tokenizer.token_to_id("<unk>")).any()
 
 
 class TestDraws:
