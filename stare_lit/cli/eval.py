@@ -1,6 +1,8 @@
 """``stare eval``: success of a saved policy on one split, with intervals, the stage funnel, and the paired gain over another policy."""
 
 import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stare_lit.callbacks.provenance import fingerprint
 from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
+from stare_lit.cli.perturbation import ALL, own_instructions, read_perturbations, split_by_fit
 from stare_lit.envs.factory import make_env
+from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.seeds import Split, split_seeds
 from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
 from stare_lit.evaluation.report import console, report, stage_table, summary_table, write_json
 from stare_lit.models.vla import VLAPolicy
 from stare_lit.models.vla.io import Dtype
+from stare_lit.stages.tasks import get_spec
+
+IN_DISTRIBUTION = "in distribution"
 
 
 def evaluate_checkpoint(
@@ -34,22 +41,77 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """Evaluate the policy folder ``checkpoint`` to the full horizon; see :func:`eval` for the arguments."""
     seeds = split_seeds(split, num_episodes, task=task)
-    policy = VLAPolicy.from_pretrained(checkpoint, None if dtype == "auto" else dtype).to(device)
-    settings = {**policy.environment, "terminate_on_success": False, **(environment or {})}
     recorder = FrameRecorder(seeds[:video_episodes]) if video else None
+    policy = _load(checkpoint, device, dtype)
+    settings: dict[str, Any] = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment}
+    result = _evaluate(policy, str(checkpoint), task, seeds, recorder=recorder, **settings)
+    if video is not None and recorder is not None and (film := recorder.film()) is not None:
+        write_video(video, film, fps=real_time_fps(policy.chunk_size))
+    return result
+
+
+def _load(checkpoint: str | Path, device: str, dtype: Dtype) -> VLAPolicy:
+    return VLAPolicy.from_pretrained(checkpoint, None if dtype == "auto" else dtype).to(device)
+
+
+def _evaluate(
+    policy: VLAPolicy,
+    name: str,
+    task: str,
+    seeds: Sequence[int],
+    *,
+    temperature: float,
+    num_envs: int,
+    num_workers: int | None,
+    environment: dict[str, Any] | None,
+    recorder: FrameRecorder | None = None,
+) -> Evaluation:
+    """One evaluation with a progress bar that says ``name``."""
+    settings = {**policy.environment, "terminate_on_success": False, **(environment or {})}
     env = make_env(task, min(num_envs, len(seeds)), num_workers=num_workers, **settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            episodes = bar.add_task(f"{Path(checkpoint)}", total=len(seeds))
-            result = evaluate_policy(
+            episodes = bar.add_task(name, total=len(seeds))
+            return evaluate_policy(
                 policy, env, seeds, task=task, temperature=temperature, watch=recorder, progress=lambda finished: bar.advance(episodes, finished)
             )
     finally:
         env.close()
-    if video is not None and recorder is not None and (film := recorder.film()) is not None:
-        write_video(video, film, fps=real_time_fps(policy.chunk_size))
-    return result
+
+
+def evaluate_perturbed(
+    checkpoint: str | Path,
+    task: str,
+    num_episodes: int,
+    split: Split,
+    perturbations: Mapping[str, Perturbation],
+    *,
+    leave_out: bool = False,
+    device: str = "cpu",
+    dtype: Dtype = "float32",
+    **settings: Any,
+) -> tuple[dict[str, Evaluation], dict[str, str]]:
+    """Evaluate the policy folder ``checkpoint`` as the task is, and under each perturbation, from the same seeds.
+
+    Args:
+        leave_out: pass over perturbations that the task or the policy's observation has no part for; else they are refused.
+        settings: temperature, num_envs, num_workers and environment of :func:`eval`.
+
+    Returns:
+        Evaluations by name, ``in distribution`` first; and the reason why, for each perturbation that was left out.
+    """
+    get_spec(task)  # an unknown task is told before anything else
+    seeds = split_seeds(split, num_episodes, task=task)
+    policy = _load(checkpoint, device, dtype)
+    environment = settings.pop("environment", None) or {}
+    fitting, reasons = split_by_fit(perturbations, task, (policy.environment | environment)["observation"])
+    if reasons and not (leave_out and fitting):
+        raise ValueError("; ".join(reasons.values()))
+    for perturbation in fitting.values():
+        policy.prompts(perturbation.instructions_of(task, own_instructions(task)))  # a text that is too long is told before any work
+    rows = {IN_DISTRIBUTION: Perturbation(), **fitting}
+    return {name: _evaluate(policy, name, task, seeds, environment={**environment, "perturbation": row}, **settings) for name, row in rows.items()}, reasons
 
 
 def eval(
@@ -59,6 +121,7 @@ def eval(
     split: Split = "validation",
     temperature: float = 0.0,
     compare: str | None = None,
+    perturbation: list[str] | str | None = None,
     num_envs: int = 8,
     num_workers: int | None = None,
     environment: dict[str, Any] | None = None,
@@ -77,6 +140,8 @@ def eval(
             Bridge task, whose number is success_at_end.
         temperature: 0 is greedy.
         compare: another policy folder, evaluated on the same seeds.
+        perturbation: also evaluate out of distribution, on the same seeds: the path of a file as in configs/perturbations/, the name of one that ships,
+            several of these ('[camera, lighting]'), or all.
         num_envs: environments side by side.
         num_workers: processes for them; null: one a core.
         environment: further settings of the environment, such as ``{max_episode_steps: 100}`` or ``{visuals: exact}``.
@@ -86,24 +151,36 @@ def eval(
         video: write the first four episodes as a film to this .mp4 file.
     """
     num_episodes = len(split_seeds(split, num_episodes or (None if split == "official" else 100), task=task))
+    if perturbation is not None and (compare or video):
+        raise ValueError("perturbation: cannot go together with compare or video; run stare eval once for each")
+    asked = {} if perturbation is None else read_perturbations(perturbation)
     folders = {"before": compare, "policy": checkpoint} if compare else {"policy": checkpoint}
     prints = {name: fingerprint(folder) for name, folder in folders.items()}  # a missing one is told before any work
     common: dict[str, Any] = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment}
     common |= {"device": device, "dtype": dtype}
-    results = {
-        name: evaluate_checkpoint(folder, task, num_episodes, split, video=video if name == "policy" else None, **common) for name, folder in folders.items()
-    }
-    gains = {"policy": results["policy"].gain_over(results["before"])} if compare else {}
+    config: dict[str, Any] = {"task": task, "split": split, "num_episodes": num_episodes, "folders": folders, "fingerprints": prints, **common}
     out = console()
-    out.print(
-        summary_table(results, gains, title=f"{task}, {num_episodes} {split} seeds, {'greedy' if temperature == 0 else 'sampled'}, temperature {temperature:g}")
-    )
-    out.print(stage_table(results["policy"]))
+    title = f"{task}, {num_episodes} {split} seeds, {'greedy' if temperature == 0 else 'sampled'}, temperature {temperature:g}"
+    if asked:
+        leave_out = perturbation in (ALL, [ALL])
+        results, reasons = evaluate_perturbed(checkpoint, task, num_episodes, split, asked, leave_out=leave_out, **common)
+        gains = {name: results[name].gain_over(results[IN_DISTRIBUTION]) for name in asked if name in results}
+        config |= {"perturbations": {name: asdict(asked[name]) for name in gains}, "left_out": reasons}
+        out.print(summary_table(results, gains, title=title, rows_are="condition"))
+        for name, reason in reasons.items():
+            out.print(f"left out  {name}: {reason}")
+    else:
+        results = {
+            name: evaluate_checkpoint(folder, task, num_episodes, split, video=video if name == "policy" else None, **common)
+            for name, folder in folders.items()
+        }
+        gains = {"policy": results["policy"].gain_over(results["before"])} if compare else {}
+        out.print(summary_table(results, gains, title=title))
+        out.print(stage_table(results["policy"]))
     if output:
-        config = {"task": task, "split": split, "num_episodes": num_episodes, "folders": folders, "fingerprints": prints, **common}
         out.print(f"report  {write_json(output, report(results, gains, config=config))}")
     if video:
         out.print(f"video   {video}")
-    if split not in ("test", "official") and not compare:
+    if split not in ("test", "official") and not compare and not asked:
         test = shlex.join(["stare", "eval", "--checkpoint", checkpoint, "--task", task, "--split", "test", "--num_episodes", "200"])
         out.print(f"next    {test}")

@@ -10,11 +10,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 
+from stare_lit.envs.perturbations import TOY, Perturbation
 from stare_lit.envs.pool import EnvironmentPool
 from stare_lit.envs.transforms import InstructionText, InstructionTokens, RewardConfig, stage_transforms
 from stare_lit.stages.tasks import get_spec
-
-TOY = "Toy-v0"
 
 
 def _single(task: str, **kwargs: Any) -> EnvBase:
@@ -55,14 +54,17 @@ def make_env(
         device: where the data lives; a CUDA device runs ``physx_cuda``.
         step_timeout: seconds after which a worker process that gives no answer is an error.
         rebuild_on_seed: see ``EnvironmentPool``; CUDA and the toy never rebuild.
-        settings: ``chunk_size``, ``observation``, ``image_size``, ``terminate_on_success``, ``seed_range``, ``max_episode_steps``, ``cameras``,
-            ``visuals`` (the last two ManiSkill only), as ``ManiSkillEnv`` documents them.
+        settings: ``chunk_size``, ``observation``, ``image_size``, ``terminate_on_success``, ``seed_range``, ``max_episode_steps``, ``perturbation``,
+            ``cameras``, ``visuals`` (the last two ManiSkill only), as ``ManiSkillEnv`` documents them.
 
     Raises:
         ValueError: unknown task or a setting that does not fit, before any process starts.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs={num_envs}: at least 1.")
+    perturbation = settings.get("perturbation", Perturbation())
+    if not isinstance(perturbation, Perturbation):
+        raise ValueError(f"perturbation={perturbation!r}: give a Perturbation; on the command line, stare eval has --perturbation.")
     spec = get_spec(task)
     reward = reward or RewardConfig(mode="sparse", gamma=1.0)
     settings["dense_reward"] = reward.mode == "dense"
@@ -70,13 +72,10 @@ def make_env(
         from stare_lit.envs.toy import ToyEnv
 
         base: EnvBase = ToyEnv(num_envs, device=device, **settings)
-        instructions = base.instructions
     else:
-        from stare_lit.envs.signals import INSTRUCTIONS
         from stare_lit.envs.simulator import check_settings
 
         check_settings(task, **settings)
-        instructions = INSTRUCTIONS[task]
         if torch.device(device).type == "cuda" and num_workers is None:
             from stare_lit.envs.maniskill import ManiSkillEnv
 
@@ -84,7 +83,7 @@ def make_env(
         else:
             workers = default_num_workers(num_envs) if num_workers is None else num_workers
             base = EnvironmentPool(partial(_single, task, **settings), num_envs, workers, step_timeout=step_timeout, rebuild_on_seed=rebuild_on_seed)
-    instruction = InstructionText(instructions) if tokenize is None else InstructionTokens(tokenize(list(instructions)))
+    instruction = InstructionText(base.instructions) if tokenize is None else InstructionTokens(tokenize(list(base.instructions)))
     return TransformedEnv(base, Compose(*stage_transforms(spec, reward), instruction))
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
+from stare_lit.envs.perturbations import Perturbation
+from stare_lit.envs.perturbed_scene import begin_episode, perturb_scene
 from stare_lit.envs.poses import read_directly
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.seeds import official_layout
@@ -47,6 +49,7 @@ class ManiSkillEnv(EnvBase):
         seed_range: episode seeds are drawn from ``[low, high)`` where none is given at reset.
         dense_reward: also measure the environment's own normalised dense reward.
         visuals: ``light`` meshes, ``exact`` ones, or ``auto``: light where the renderer is a CPU.
+        perturbation: what differs from the task as it is, for evaluation out of distribution.
         max_episode_steps: horizon in steps; the task's own (50) by default.
 
     Raises:
@@ -67,6 +70,7 @@ class ManiSkillEnv(EnvBase):
         seed_range: tuple[int, int] = (0, 1_000_000),
         dense_reward: bool = False,
         visuals: Literal["auto", "light", "exact"] = "auto",
+        perturbation: Perturbation = Perturbation(),  # noqa: B008 (frozen)
         max_episode_steps: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
@@ -74,12 +78,13 @@ class ManiSkillEnv(EnvBase):
             raise ValueError(f"chunk_size={chunk_size}: a decision executes at least one action; set chunk_size >= 1.")
         if not 0 <= seed_range[0] < seed_range[1] <= MAX_SEED:
             raise ValueError(f"seed_range={tuple(seed_range)}: must be 0 <= low < high <= {MAX_SEED}.")
-        config = SimulatorConfig(task, num_envs, observation, image_size, None if cameras is None else tuple(cameras), dense_reward, visuals)
+        seen = None if cameras is None else tuple(cameras)
+        config = SimulatorConfig(task, num_envs, observation, image_size, seen, dense_reward, visuals, perturbation)
         self._sim, horizon = make_simulator(config)
         self._light, self._fresh = is_light(config), False
         super().__init__(device=device or self._sim.device, batch_size=[num_envs] if num_envs > 1 else [])
         self.task, self.chunk_size, self.action_dim = task, chunk_size, ACTION_DIM
-        self.instructions = INSTRUCTIONS[task]
+        self.perturbation, self.instructions = perturbation, perturbation.instructions_of(task, INSTRUCTIONS[task])
         self.max_episode_steps = max_episode_steps or horizon
         self.robot = robot_of(task)
         self.action_limit = self.robot.action_limit
@@ -106,6 +111,7 @@ class ManiSkillEnv(EnvBase):
             lighten(self._scene.sub_scenes)
         if self._num == 1:
             read_directly(self._scene)
+        perturb_scene(self._sim, self.task, self.perturbation)
         self._stepper = EndEffectorStepper(self._sim) if EndEffectorStepper.fits(self._sim) else None
 
     # -- what is measured ----------------------------------------------------------------------------------------------
@@ -156,6 +162,7 @@ class ManiSkillEnv(EnvBase):
             options["episode_id"] = torch.tensor([layout])
         _, info = self._sim.reset(seed=self._seeds.tolist(), options=options)
         self._adopt_scene()
+        begin_episode(self._sim, self.task, self.perturbation, int(self._seeds[0]))
         self._start_height[index] = self._height(self._sim)[index]
         self._succeeded[index] = False
         observed = self._observe(info)
@@ -185,6 +192,7 @@ class ManiSkillEnv(EnvBase):
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         chunk = tensordict[keys.ACTION_CHUNK].reshape(self._num, self.chunk_size, ACTION_DIM).to(self._sim.device)
+        chunk = self.perturbation.disturbed(chunk, self._seeds, self._sim.elapsed_steps, self.action_limit)
         info, outcome = self._execute_alone(chunk) if self._num == 1 else self._execute(chunk, tensordict.get("_step", None))
         if not self.dense_reward:
             del outcome[keys.DENSE_REWARD]

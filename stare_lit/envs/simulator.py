@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.robots import OFFICIAL_LAYOUTS, robot_of
-from stare_lit.envs.signals import SIGNALS
+from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class SimulatorConfig:
     cameras: tuple[str, ...] | None = None
     dense_reward: bool = False
     visuals: Literal["auto", "light", "exact"] = "auto"
+    perturbation: Perturbation = Perturbation()
 
 
 def _check(config: SimulatorConfig) -> None:
@@ -35,6 +37,7 @@ def _check(config: SimulatorConfig) -> None:
         raise ValueError(f"image_size={config.image_size}: at least 8 pixels are needed.")
     if config.num_envs < 1:
         raise ValueError(f"num_envs={config.num_envs}: at least 1.")
+    config.perturbation.check(config.task, INSTRUCTIONS[config.task], observation=config.observation, num_envs=config.num_envs)
     if config.num_envs > 1 and not torch.cuda.is_available():
         raise ValueError(
             f"num_envs={config.num_envs} in one simulator needs CUDA (physx_cuda), and no CUDA device is visible; "
@@ -85,6 +88,8 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
     from mani_skill import logger
     from mani_skill.utils.registration import REGISTERED_ENVS
 
+    from stare_lit.envs.perturbed_scene import scale_objects
+
     logger.addFilter(_is_news)
 
     missing = missing_assets(config.task)
@@ -119,6 +124,7 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
         unknown = [name for name in config.cameras if name not in simulator.scene.sensors]
         if unknown or not config.cameras:
             raise ValueError(f"cameras={list(config.cameras)}: {config.task} has {sorted(simulator.scene.sensors)}; name one or more of these.")
+    scale_objects(simulator, config.task, config.perturbation.object_scale)
     return simulator, horizon
 
 

@@ -1,8 +1,10 @@
 """The toy world of ``toy_world`` as a TorchRL environment with the keys of ``stare_lit.keys``: for tests, notebooks and machines without Vulkan."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -11,8 +13,10 @@ from torchrl.envs import EnvBase
 
 from stare_lit import keys
 from stare_lit.envs import toy_world as world
+from stare_lit.envs.perturbations import DISTRACTORS, Perturbation, draws, free_places
 
 ACTION_DIM = 7
+CLEARANCE = world.TARGET_RADIUS + world.THING_HALF_SIZE  # m from the lines between block and pads to a distractor's centre
 
 
 class ToyEnv(EnvBase):
@@ -33,12 +37,13 @@ class ToyEnv(EnvBase):
             to target, summed over the steps of the chunk.
         seed_range: [low, high) of the seeds drawn.
         max_episode_steps: time limit.
+        perturbation: what differs from the task as it is; here distractors are only drawn.
     """
 
     task = "Toy-v0"
     action_dim = ACTION_DIM
     action_limit = (1.0,) * ACTION_DIM
-    instructions = world.INSTRUCTIONS
+    instructions: tuple[str, ...] = world.INSTRUCTIONS
     signal_names = world.SIGNALS
 
     def __init__(
@@ -52,6 +57,7 @@ class ToyEnv(EnvBase):
         dense_reward: bool = False,
         seed_range: tuple[int, int] = (0, 1_000_000),
         max_episode_steps: int = 30,
+        perturbation: Perturbation = Perturbation(),  # noqa: B008 (frozen)
         device: torch.device | str = "cpu",
     ) -> None:
         for name, value in {"num_envs": num_envs, "chunk_size": chunk_size, "image_size": image_size, "max_episode_steps": max_episode_steps}.items():
@@ -61,7 +67,10 @@ class ToyEnv(EnvBase):
             raise ValueError(f"observation={observation!r}: choose 'image' or 'state'")
         if not 0 <= seed_range[0] < seed_range[1]:
             raise ValueError(f"seed_range={seed_range}: needs 0 <= low < high")
+        perturbation.check(self.task, world.INSTRUCTIONS, observation=observation)
         super().__init__(device=device, batch_size=[num_envs])
+        self.perturbation, self.instructions = perturbation, perturbation.instructions_of(self.task, world.INSTRUCTIONS)
+        self._look = _look(perturbation)
         self.chunk_size = chunk_size
         self.image_size = image_size
         self.observation = observation
@@ -121,6 +130,10 @@ class ToyEnv(EnvBase):
         seeds = torch.zeros(num, dtype=torch.int64)
         seeds[starting] = self._episode_seeds(seed, int(starting.sum()))
         started = world.initial_state(seeds.tolist(), self.device)
+        if self.perturbation.num_distractors:
+            things = _things(started, seeds, self.perturbation.num_distractors)
+            before = self._look.things
+            self._look = replace(self._look, things=things if before is None else torch.where(mask[:, None, None], things, before))
         seeds = seeds.to(self.device)
         if starting.all():
             self._state, self._seeds = started, seeds
@@ -150,7 +163,8 @@ class ToyEnv(EnvBase):
         active = tensordict.get("_step", None)
         active = torch.ones_like(state.success) if active is None else active.reshape(state.success.shape)
         rewards, executed, dense = [], [], []
-        for action in tensordict.get(keys.ACTION_CHUNK).unbind(1):
+        chunk = self.perturbation.disturbed(tensordict.get(keys.ACTION_CHUNK), self._seeds, state.steps, self.action_limit)
+        for action in chunk.unbind(1):
             after = world.select(active, world.advance(state, action), state)
             rewards.append(after.success.float() - state.success.float())
             executed.append(active)
@@ -180,7 +194,7 @@ class ToyEnv(EnvBase):
     def _observe(self) -> TensorDict:
         state = self.world_state
         if self.observation == "image":
-            seen = {"image": world.render(state, self.image_size), "state": world.proprioception(state)}
+            seen = {"image": world.render(state, self.image_size, self._look), "state": world.proprioception(state)}
         else:
             seen = {"state": world.full_state(state)}
         content = {keys.OBSERVATION: seen, keys.SIGNALS: world.measure(state), keys.INSTRUCTION_ID: state.instruction, keys.EPISODE_SEED: self._seeds}
@@ -190,3 +204,26 @@ class ToyEnv(EnvBase):
 def _dense_reward(state: world.ToyState) -> Tensor:
     signals = world.measure(state)
     return 1 - (torch.tanh(5 * signals["tcp_to_object"]) + torch.tanh(5 * signals["object_to_final"])) / 2
+
+
+def _look(perturbation: Perturbation) -> world.Look:
+    """How ``perturbation`` has the worlds drawn, but for the distractors, which are each episode's own."""
+    _, left, up = perturbation.camera_translation
+    look = world.Look(shift=(-left, up), light=perturbation.light)
+    if perturbation.table_colour is not None:
+        look = replace(look, table=tuple(255 * value for value in perturbation.table_colour))
+    if perturbation.object_colour is not None:
+        look = replace(look, block=tuple(255 * value for value in perturbation.object_colour))
+    return look
+
+
+def _things(state: world.ToyState, seeds: Tensor, num: int) -> Tensor:
+    """float32 [N, num, 5]: place and colour of the distractors of the episodes ``seeds`` that start in ``state``."""
+    rows = []
+    for block, pads, seed in zip(state.block[:, :2].tolist(), state.pads.tolist(), seeds.tolist(), strict=True):
+        generator = draws(seed, DISTRACTORS)
+        lines = np.array([[block, pad] for pad in pads])
+        edge = world.REACH_XY
+        places = free_places(generator, num, lines, low=(-edge, -edge), high=(edge, edge), clearance=CLEARANCE, gap=2 * world.THING_HALF_SIZE)
+        rows.append(np.concatenate([places, generator.uniform(0, 255, (num, 3))], axis=1))
+    return torch.tensor(np.array(rows), dtype=torch.float32, device=state.block.device)

@@ -22,6 +22,7 @@ HALF_SIZE = 0.03  # of the block, so also the height of its centre on the table
 FALL = 0.06  # a block let go falls this far in one step
 GRASP_RADIUS = 0.045  # closing grasps a block whose centre is within this distance of the gripper's
 TARGET_RADIUS = 0.05  # success needs the block's centre within this distance of the pad's, in xy
+THING_HALF_SIZE = 0.02  # of a thing that only lies about
 NUM_LAYOUTS = 16  # layouts drawn for a seed; the first one with MIN_GAP everywhere is taken
 
 
@@ -44,6 +45,20 @@ class ToyState:
         """float32 [N, 3]: where the block's centre has to come to rest."""
         xy = self.pads[torch.arange(len(self.pads), device=self.pads.device), self.instruction]
         return torch.cat([xy, torch.full_like(xy[:, :1], HALF_SIZE)], dim=-1)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How N worlds are drawn, beyond their state; colours are red, green and blue from 0 to 255."""
+
+    shift: tuple[float, float] = (0.0, 0.0)  # m that the camera stands to the right, and further up the picture
+    light: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors on red, green, blue
+    table: tuple[float, ...] = (200, 200, 200)
+    block: tuple[float, ...] = (40, 170, 60)
+    things: Tensor | None = None  # float32 [N, K, 5]: xy (m) and colour of things that lie about
+
+
+LOOK = Look()
 
 
 def select(mask: Tensor, a: ToyState, b: ToyState) -> ToyState:
@@ -128,7 +143,7 @@ def full_state(state: ToyState) -> Tensor:
     return torch.cat([proprioception(state), relative, state.held.float()[:, None]], dim=-1)
 
 
-def render(state: ToyState, size: int) -> Tensor:
+def render(state: ToyState, size: int, look: Look = LOOK) -> Tensor:
     """uint8 [N, 3, size, size]: an oblique view. Height moves a thing up the picture, away from the shadow that stays on the table.
 
     Everything is a box with antialiased edges, painted back to front; the mask of a box is an outer product, which keeps this cheap.
@@ -136,21 +151,26 @@ def render(state: ToyState, size: int) -> Tensor:
     view = 0.2  # half the width of the table area in view, metres
     pixel = 2 * view / size
     centres = (torch.arange(size, device=state.tcp.device) + 0.5) * pixel - view
-    image = torch.full((len(state.tcp), 3, size, size), 200.0, device=state.tcp.device)
+    columns, rows = centres + look.shift[0], -centres + look.shift[1]
+    image = centres.new_tensor(look.table).view(1, 3, 1, 1).repeat(len(state.tcp), 1, size, size)
 
-    def paint(x: Tensor, y: Tensor, half_x: float, half_y: float, colour: tuple[int, int, int], opacity: float = 1.0) -> None:
-        across = ((half_x - (centres - x[:, None]).abs()) / pixel + 0.5).clamp(0, 1) * opacity
-        down = ((half_y - (-centres - y[:, None]).abs()) / pixel + 0.5).clamp(0, 1)
+    def paint(x: Tensor, y: Tensor, half_x: float, half_y: float, colour: Sequence[float] | Tensor, opacity: float = 1.0) -> None:
+        across = ((half_x - (columns - x[:, None]).abs()) / pixel + 0.5).clamp(0, 1) * opacity
+        down = ((half_y - (rows - y[:, None]).abs()) / pixel + 0.5).clamp(0, 1)
         mask = down[:, None, :, None] * across[:, None, None, :]
-        image.lerp_(image.new_tensor(colour).view(1, 3, 1, 1).expand_as(image), mask.expand_as(image))
+        image.lerp_(torch.as_tensor(colour, dtype=image.dtype, device=image.device).view(-1, 3, 1, 1).expand_as(image), mask.expand_as(image))
 
     for pad, colour in enumerate([(220, 40, 40), (40, 80, 220)]):
         paint(state.pads[:, pad, 0], state.pads[:, pad, 1], TARGET_RADIUS, TARGET_RADIUS, colour)
+    for thing in () if look.things is None else look.things.unbind(1):
+        paint(thing[:, 0], thing[:, 1], THING_HALF_SIZE, THING_HALF_SIZE, thing[:, 2:])
     rise = 0.5  # metres up the picture per metre of height
     for place, half in ((state.block, HALF_SIZE), (state.tcp, 0.012)):
         paint(place[:, 0], place[:, 1], half, half, (60, 60, 60), opacity=0.5)
-    paint(state.block[:, 0], state.block[:, 1] + rise * (state.block[:, 2] - HALF_SIZE), HALF_SIZE, HALF_SIZE, (40, 170, 60))
+    paint(state.block[:, 0], state.block[:, 1] + rise * (state.block[:, 2] - HALF_SIZE), HALF_SIZE, HALF_SIZE, look.block)
     spread = torch.where(state.held, HALF_SIZE + 0.004, torch.where(state.closed, 0.008, HALF_SIZE + 0.014))  # of the two fingers
     for side in (-1, 1):
         paint(state.tcp[:, 0] + side * spread, state.tcp[:, 1] + rise * (state.tcp[:, 2] - TCP_LOW), 0.008, 0.016, (20, 20, 20))
+    if look.light != LOOK.light:
+        image = (image * image.new_tensor(look.light).view(3, 1, 1)).clamp_(0, 255)
     return image.round_().to(torch.uint8)

@@ -55,10 +55,10 @@ def console() -> Console:
     return terminal if terminal.is_terminal else Console(soft_wrap=True, highlight=False, width=160)
 
 
-def summary_table(rows: Mapping[str, Evaluation], gains: Mapping[str, PairedGain] | None = None, *, title: str = "") -> Table:
-    """One row a policy, in order; ``gains`` by row name adds the paired gain over the row that it was computed against."""
+def summary_table(rows: Mapping[str, Evaluation], gains: Mapping[str, PairedGain] | None = None, *, title: str = "", rows_are: str = "policy") -> Table:
+    """One row a policy (or what ``rows_are``), in order; ``gains`` by row name adds the paired gain over the row that it was computed against."""
     table = Table(title=title or None, title_justify="left")
-    for column in ("policy", "success_once [95 %]", "success_at_end [95 %]", "steps to success", *(["paired gain [95 %]"] if gains else [])):
+    for column in (rows_are, "success_once [95 %]", "success_at_end [95 %]", "steps to success", *(["paired gain [95 %]"] if gains else [])):
         table.add_column(column)
     for name, result in rows.items():
         cells = [name, str(result.once), str(result.at_end), f"{mean_or_nan(result.time_to_success):.1f}"]
