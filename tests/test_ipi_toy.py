@@ -29,3 +29,8 @@ def test_ipi_learns_the_toy_task_and_its_two_instructions(tmp_path):
     assert results["sft"]["success_once"]["value"] > 0.6
     assert results["sta_ppo"]["success_once"]["value"] > 0.85
     assert results["sta_ppo"]["stage_funnel"]["transport"]["value"] > 0.9  # to the pad that the instruction names
+    swapped = ["--checkpoint=runs/toy/sta_ppo/best", "--task=Toy-v0", "--perturbation=configs/language/swapped.yaml", "--output=language.json"]
+    done = subprocess.run([*line[:3], "eval", *swapped], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = {name: row["success_once"]["value"] for name, row in json.loads((tmp_path / "language.json").read_text())["results"].items()}
+    assert told["in distribution"] > 0.85 and told["swapped"] < 0.2  # told the other pad, it goes there

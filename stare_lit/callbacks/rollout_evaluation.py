@@ -173,7 +173,7 @@ class RolloutEvaluation(Callback):
             result = evaluate_policy(policy, self._env, seeds, task=self.task, temperature=self.temperature, watch=recorder)
         if (film := recorder.film()) is not None:
             name = f"step_{trainer.global_step:07d}.mp4" if kind == "fit" else f"{kind}.mp4"
-            path = write_video(self._folder(trainer) / "videos" / name, film, fps=real_time_fps(policy.chunk_size))
+            path = write_video(self._folder(trainer) / "videos" / name, film, fps=real_time_fps(self.task, policy.chunk_size))
             for logger in trainer.loggers:
                 if hasattr(logger, "log_video"):
                     logger.log_video(key="rollout/video", videos=[str(path)], format=["mp4"])

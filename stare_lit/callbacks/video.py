@@ -11,14 +11,14 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from stare_lit import keys
+from stare_lit.envs.robots import robot_of
 
 MIN_SIDE = 192  # pixels; smaller camera images are enlarged by a whole factor, so that a player shows them as they are
-CONTROL_HZ = 20  # of ManiSkill's Panda tasks
 
 
-def real_time_fps(chunk_size: int) -> int:
+def real_time_fps(task: str, chunk_size: int) -> int:
     """Frames a second at which one frame a decision plays in real time (at least 1)."""
-    return max(1, CONTROL_HZ // chunk_size)
+    return max(1, robot_of(task).steps_per_second // chunk_size)
 
 
 class FrameRecorder:

@@ -46,7 +46,7 @@ def evaluate_checkpoint(
     settings: dict[str, Any] = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment}
     result = _evaluate(policy, str(checkpoint), task, seeds, recorder=recorder, **settings)
     if video is not None and recorder is not None and (film := recorder.film()) is not None:
-        write_video(video, film, fps=real_time_fps(policy.chunk_size))
+        write_video(video, film, fps=real_time_fps(task, policy.chunk_size))
     return result
 
 
