@@ -20,6 +20,7 @@ CONTACT_FORCE = 0.1  # N; a finger that presses harder than this touches the obj
 PUSH_OFFSET = 0.005  # m behind the cube's face, ManiSkill's own push pose
 PULL_OFFSET = 0.01  # m beyond the cube's face, ManiSkill's own pull pose
 STACK_CLEARANCE = 0.03  # m above the final pose: where transport ends and placing begins
+FAR = 1.0  # m; an object that was squeezed through the table falls for ever, and is no further away than this
 BRIDGE_CLEARANCE = 0.06  # m above the final pose, over the rim of a basket
 STACK_XY_SLACK = 0.005  # m, ManiSkill's own tolerance
 STACK_Z_TOLERANCE = 0.005  # m, ManiSkill's own tolerance
@@ -119,7 +120,8 @@ def lift_peg_upright(env: Any, start_height: Tensor) -> Signals:
 def bridge(env: Any, start_height: Tensor) -> Signals:
     """The four Bridge tasks: an object onto (or into) a target. ``grasped`` is live: the tasks' own flags stay set for the rest of the episode."""
     source, target, tool = env.objs[env.source_obj_name], env.objs[env.target_obj_name], env.agent.robot.links_map[WIDOWX.tool]
-    p, final = source.pose.p, target.pose.p.clone()
+    final = target.pose.p.clone()
+    p = final + (source.pose.p - final).clamp(-FAR, FAR)
     final[:, 2] += (env.episode_source_obj_bbox_world[2].abs() + env.episode_target_obj_bbox_world[2].abs()) / 2
     above = final.clone()
     above[:, 2] += BRIDGE_CLEARANCE
