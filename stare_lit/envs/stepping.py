@@ -8,6 +8,7 @@ that the joint targets, and with them every trajectory, are those of ManiSkill t
 from typing import Any
 
 import numpy as np
+import sapien
 import torch
 from torch import Tensor
 
@@ -110,8 +111,6 @@ class EndEffectorStepper:
 
     def _arm_targets(self, action: np.ndarray) -> np.ndarray:
         """Joint positions float32 [7] that the arm is to reach; where it already is, if the kinematics find no solution."""
-        import sapien
-
         dx, dy, dz = self._middle + self._range * np.clip(action[:3], -1, 1)
         rotation = torch.from_numpy(action[3:6])
         norm = torch.linalg.norm(rotation)

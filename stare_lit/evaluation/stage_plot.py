@@ -19,14 +19,11 @@ DONE = "done"
 BARS = " ▁▂▃▄▅▆▇█"
 
 
-def _colours(episode: Episode) -> list[str]:
-    """One a stage, and one for done: an order that also reads in grey."""
+def _legend(episode: Episode) -> list[tuple[str, str, str]]:
+    """Name, colour and the colour of text on it, of each stage and of done: an order that also reads in grey."""
     num = len(episode.stage_names)
-    return [to_hex(colormaps["viridis"](0.15 + 0.7 * k / max(1, num - 1))) for k in range(num)] + ["#b8e0b8"]
-
-
-def _names(episode: Episode) -> tuple[str, ...]:
-    return (*episode.stage_names, DONE)
+    stages = [(name, to_hex(colormaps["viridis"](0.15 + 0.7 * k / max(1, num - 1))), "white") for k, name in enumerate(episode.stage_names)]
+    return [*stages, (DONE, "#b8e0b8", "black")]
 
 
 def _title(episode: Episode) -> str:
@@ -46,13 +43,13 @@ def _strip(ax: Axes, episode: Episode) -> None:
 
 def _bands(axes: list[Axes], episode: Episode) -> None:
     """Stages as bands behind the curves, named in the first of ``axes``."""
-    colours, names = _colours(episode), _names(episode)
-    end = int(episode.time[-1])
+    legend, end = _legend(episode), int(episode.time[-1])
     for index, first, last in episode.bands():
+        name, colour, ink = legend[index]
         for i, ax in enumerate(axes):
-            ax.axvspan(first, last, color=colours[index], alpha=0.9 if i == 0 else 0.25, linewidth=0)
+            ax.axvspan(first, last, color=colour, alpha=0.9 if i == 0 else 0.25, linewidth=0)
         if last - first > end / 40:
-            axes[0].text((first + last) / 2, 0.5, names[index], ha="center", va="center", color="white" if index < len(names) - 1 else "black")
+            axes[0].text((first + last) / 2, 0.5, name, ha="center", va="center", color=ink)
     axes[0].set_yticks([])
     axes[0].set_ylabel("stage", rotation=0, ha="right", va="center")
 
@@ -69,11 +66,9 @@ def draw(episode: Episode) -> Figure:
         ax.plot(time, values.numpy(), color="black", marker=".", markersize=4)
         ax.set_ylim(-0.05, 1.05)
         ax.set_ylabel(name, rotation=0, ha="right", va="center")
-    shaping = episode.reward - episode.sparse_reward
-    reward.bar(time[:-1], shaping.numpy(), width=(episode.time.diff() * 0.9).numpy(), align="edge", color="#444444", label="shaping F")
-    reward.bar(
-        time[:-1], episode.sparse_reward.numpy(), width=(episode.time.diff() * 0.9).numpy(), align="edge", color="none", edgecolor="black", label="success R"
-    )
+    shaping, bars = episode.reward - episode.sparse_reward, {"width": (episode.time.diff() * 0.9).numpy(), "align": "edge"}
+    reward.bar(time[:-1], shaping.numpy(), color="#444444", label="shaping F", **bars)
+    reward.bar(time[:-1], episode.sparse_reward.numpy(), color="none", edgecolor="black", label="success R", **bars)
     reward.axhline(0, color="black", linewidth=0.8)
     reward.set_ylabel("reward", rotation=0, ha="right", va="center")
     reward.legend(loc="upper left", fontsize="small")
@@ -99,21 +94,15 @@ def _spark(values: Tensor, low: float, high: float) -> str:
 
 def terminal(episode: Episode) -> Group:
     """The same for rich: one character a state, bands in colour with their names and steps."""
-    colours, names = _colours(episode), _names(episode)
-    line = Text()
-    for index in episode.stage_index.tolist():
-        line.append(names[index][0], style=f"{'black' if index == len(names) - 1 else 'white'} on {colours[index]}")
+    legend, line = _legend(episode), Text()
+    for name, colour, ink in (legend[index] for index in episode.stage_index.tolist()):
+        line.append(name[0], style=f"{ink} on {colour}")
     table = Table.grid(padding=(0, 2))
     table.add_row("stage", line)
     table.add_row("error", Text(_spark(episode.stage_error, 0, 1)))
     table.add_row("potential", Text(_spark(episode.potential, 0, 1)))
     most = float(episode.reward.abs().max())
-    table.add_row(
-        "reward",
-        Text(" " + _spark(episode.reward, -most, most)),
-    )
-    legend = Text(", ").join(
-        Text.assemble((f" {names[index]} ", f"white on {colours[index]}" if index < len(names) - 1 else f"black on {colours[index]}"), f" {first}-{last}")
-        for index, first, last in episode.bands()
-    )
-    return Group(Text(_title(episode), style="bold"), table, legend)
+    table.add_row("reward", Text(" " + _spark(episode.reward, -most, most)))
+    bands = [(*legend[index], first, last) for index, first, last in episode.bands()]
+    spans = Text(", ").join(Text.assemble((f" {name} ", f"{ink} on {colour}"), f" {first}-{last}") for name, colour, ink, first, last in bands)
+    return Group(Text(_title(episode), style="bold"), table, spans)
