@@ -1,10 +1,10 @@
-"""The interaction phase: StA-PPO (StARe-VLA, arXiv 2512.05107); plain PPO is the same module on the sparse reward."""
+"""The interaction phase: StA-PPO (StARe-VLA, arXiv 2512.05107); plain PPO is the same module on the sparse reward, GRPO with groups for a critic."""
 
 import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
@@ -16,8 +16,9 @@ from stare_lit import keys
 from stare_lit.algorithms.lora import LoraSettings
 from stare_lit.algorithms.optim import require_positive, require_share, split_value_head
 from stare_lit.algorithms.phase import PhaseModule
+from stare_lit.envs.rollout import MASK
 from stare_lit.objectives.executed import sum_executed
-from stare_lit.objectives.policy_gradient import clipped_surrogate_loss, clipped_value_loss, explained_variance
+from stare_lit.objectives.policy_gradient import clipped_surrogate_loss, clipped_value_loss, explained_variance, group_advantage
 from stare_lit.objectives.reduction import masked_mean, masked_standardize
 
 
@@ -29,6 +30,8 @@ class StaPPOModule(PhaseModule):
 
     Args:
         policy: a ``types.Policy`` with a value head.
+        advantage: "gae", or "group" (GRPO, a baseline): success of the whole episode, normalised over the ``data.group_size`` episodes from its initial
+            state, for each of its decisions. That one takes the sparse reward and one process, and has no critic: value settings must be 0.
         lmbda: of GAE.
         clip_epsilon: of the ratio.
         clip_value: of the value's change; null for none.
@@ -52,6 +55,7 @@ class StaPPOModule(PhaseModule):
         self,
         policy: nn.Module,
         *,
+        advantage: Literal["gae", "group"] = "gae",
         lmbda: float = 0.95,
         clip_epsilon: float = 0.2,
         clip_value: float | None = 0.2,
@@ -75,7 +79,14 @@ class StaPPOModule(PhaseModule):
             max_grad_norm=max_grad_norm, clip_epsilon=clip_epsilon, micro_batch_size=1 if micro_batch_size is None else micro_batch_size,
         )  # fmt: skip
         require_share(lmbda=lmbda)
-        super().__init__(policy, lora, train_value_head=True, checkpointing=checkpointing)
+        if advantage not in ("gae", "group"):
+            raise ValueError(f"advantage={advantage!r}: choose 'gae' or 'group'")
+        if advantage == "group" and (critic_coeff or value_warmup_rounds):
+            raise ValueError(
+                f"advantage='group' has no critic, so critic_coeff={critic_coeff} and value_warmup_rounds={value_warmup_rounds} mean nothing; set both to 0"
+            )
+        super().__init__(policy, lora, train_value_head=advantage == "gae", checkpointing=checkpointing)
+        self.advantage = advantage
         self.automatic_optimization = False
         self.save_hyperparameters(ignore=["policy"], logger=False)
         self.lmbda, self.clip_epsilon, self.clip_value, self.huber_delta = lmbda, clip_epsilon, clip_value, huber_delta
@@ -89,13 +100,26 @@ class StaPPOModule(PhaseModule):
         groups = [{"params": policy, "lr": self.learning_rate}, {"params": value, "lr": self.value_learning_rate}]
         return torch.optim.AdamW(groups, weight_decay=self.weight_decay)
 
+    def prepare_data(self) -> None:
+        """Checks before any work that the data's rounds are made for these advantages."""
+        data = self.trainer.datamodule
+        if (self.advantage == "group") != (data.group_size is not None):
+            raise ValueError(f"advantage={self.advantage!r} with data.group_size={data.group_size}: groups need both ('group' and 8, say), or neither")
+        if self.advantage == "group" and data.reward.mode != "sparse":
+            raise ValueError(f"advantage='group' pays success alone, but data.reward.mode={data.reward.mode!r}; set it to 'sparse'")
+        if self.advantage == "group" and self.trainer.world_size > 1:
+            raise ValueError(f"advantage='group': takes one process, there are {self.trainer.world_size}; set trainer.devices to 1")
+
     # -- one round -----------------------------------------------------------------------------------------------------
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> None:
         started = time.perf_counter()
-        reward = self.trainer.datamodule.reward
-        batch = self.advantages(batch, gamma=reward.gamma, bootstrap_truncation=reward.bootstrap_truncation)
-        flat = batch.reshape(-1)
-        advantage = masked_standardize(flat["advantage"], total=self.total)
+        data, grouped = self.trainer.datamodule, self.advantage == "group"
+        if grouped:
+            flat = self.group_advantages(batch, group_size=data.group_size)
+            advantage = flat["advantage"]
+        else:
+            flat = self.advantages(batch, gamma=data.reward.gamma, bootstrap_truncation=data.reward.bootstrap_truncation).reshape(-1)
+            advantage = masked_standardize(flat["advantage"], total=self.total)
         only_value = self.current_epoch < self.value_warmup_rounds
         optimizer, count, stopped = self.optimizers(), 0, False
         totals: dict[str, Any] = {}
@@ -117,7 +141,11 @@ class StaPPOModule(PhaseModule):
         metrics = {f"train/{name}": value / count for name, value in totals.items()}
         metrics["train/epochs"] = torch.tensor(float(epoch + 1))
         metrics["train/stopped_by_kl"] = torch.tensor(float(stopped))
-        metrics["train/explained_variance"] = explained_variance(flat[keys.STATE_VALUE].squeeze(-1), flat["value_target"])
+        if grouped:
+            metrics["train/nonzero_advantages"] = (advantage != 0).float().mean()  # of the decisions; the rest teach nothing
+        else:
+            metrics["train/explained_variance"] = explained_variance(flat[keys.STATE_VALUE].squeeze(-1), flat["value_target"])
+            metrics["rollout/value"] = masked_mean(flat[keys.STATE_VALUE].squeeze(-1))
         self._log(batch, metrics, time.perf_counter() - started)
 
     def _minibatches(self, num: int, epoch: int) -> Iterator[Tensor]:
@@ -144,19 +172,22 @@ class StaPPOModule(PhaseModule):
         return strategy.block_backward_sync() if wanted and isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def _loss(self, batch: TensorDictBase, advantage: Tensor, only_value: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        new = self.policy.evaluate_actions(batch, temperature=self.trainer.datamodule.temperature, value=True)
+        grouped = self.advantage == "group"
+        new = self.policy.evaluate_actions(batch, temperature=self.trainer.datamodule.temperature, value=not grouped)
         num_steps = batch[keys.next_(keys.NUM_STEPS)].squeeze(-1)
         log_prob, old_log_prob = (sum_executed(source, num_steps) for source in (new["log_probs"].float(), batch[keys.LOG_PROBS]))
         entropy = sum_executed(new["entropy"].float(), num_steps).mean()
         surrogate = clipped_surrogate_loss(log_prob, old_log_prob, advantage, clip_epsilon=self.clip_epsilon)
+        behaviour = self.joint_loss(surrogate) - self.entropy_coeff * entropy
+        metrics = {"loss_policy": surrogate.mean, "entropy": entropy} | surrogate.metrics
+        if grouped:
+            return behaviour, metrics | {"loss": behaviour}
         value = clipped_value_loss(
             new[keys.STATE_VALUE].squeeze(-1).float(), batch[keys.STATE_VALUE].squeeze(-1), batch["value_target"],
             clip_value=self.clip_value, huber_delta=self.huber_delta,
         )  # fmt: skip
-        behaviour = self.joint_loss(surrogate) - self.entropy_coeff * entropy
         loss = self.critic_coeff * self.joint_loss(value) + (0.0 if only_value else 1.0) * behaviour  # 0: every parameter has a gradient, as DDP expects
-        metrics = {"loss": loss, "loss_policy": surrogate.mean, "loss_value": value.mean, "entropy": entropy}
-        return loss, metrics | surrogate.metrics
+        return loss, metrics | {"loss": loss, "loss_value": value.mean}
 
     # -- advantages ----------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -182,6 +213,12 @@ class StaPPOModule(PhaseModule):
         batch["advantage"], batch["value_target"] = advantage.squeeze(-1), target.squeeze(-1)
         return batch
 
+    def group_advantages(self, batch: TensorDictBase, *, group_size: int) -> TensorDictBase:
+        """The real decisions [M] of the whole episodes ``batch`` [N, T], with the ``advantage`` of their episode: success at its end, over its group."""
+        success = (batch[keys.next_(keys.SUCCESS)] & batch[keys.next_(keys.DONE)]).flatten(1).any(1)
+        advantage = group_advantage(success.float(), group_size=group_size)
+        return batch.set("advantage", advantage[:, None].expand(batch.batch_size))[batch[MASK]]
+
     # -- what is logged ------------------------------------------------------------------------------------------------
     def _log(self, batch: TensorDictBase, metrics: dict[str, Any], update_seconds: float) -> None:
         """Over all processes: episodes and steps are added up, everything else is a mean."""
@@ -197,7 +234,6 @@ class StaPPOModule(PhaseModule):
             "rollout/return": sparse / ended,
             "rollout/shaped_return": shaped / ended,
             "rollout/episode_length": steps / ended,
-            "rollout/value": masked_mean(batch[keys.STATE_VALUE].squeeze(-1)),
             "rollout/env_steps": env_steps,
             "rollout/staleness": data.lag,
             **{f"time/{name}": value for name, value in seconds.items()},

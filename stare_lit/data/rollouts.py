@@ -1,5 +1,6 @@
 """The interaction phase's data: rounds of decisions that the policy being trained takes in the simulator."""
 
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +20,7 @@ from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.ray_rounds import RayRounds, RaySettings
 from stare_lit.envs.factory import make_env
 from stare_lit.envs.robots import robot_of
+from stare_lit.envs.rollout import run_episodes
 from stare_lit.envs.seeds import SEED_RANGES
 from stare_lit.envs.transforms import RewardConfig
 
@@ -46,6 +48,8 @@ class RolloutDataModule(LightningDataModule):
         num_envs: environments stepped together.
         num_workers: processes for CPU physics; one for each core by default.
         decisions_per_env: T, decisions of each environment in a round.
+        group_size: rounds of whole episodes, each so many from one initial state (GRPO), as many as fit into ``decisions_per_env`` even if they last to
+            the limit; nothing is simulated after an episode's end, where ``mask`` is False. null: rounds of T decisions, cut where they end.
         temperature: of the sampled action tokens; the learner's ratio is taken at the same.
         image_size: side of the camera image, pixels; the policy's own by default.
         terminate_on_success: end an episode at success (reward 1 once); null: unless the task's benchmark judges at the last step.
@@ -67,6 +71,7 @@ class RolloutDataModule(LightningDataModule):
         num_envs: int = 16,
         num_workers: int | None = None,
         decisions_per_env: int = 52,
+        group_size: int | None = None,
         temperature: float = 1.0,
         image_size: int | None = None,
         terminate_on_success: bool | None = None,
@@ -86,12 +91,16 @@ class RolloutDataModule(LightningDataModule):
             raise ValueError(f"staleness={staleness} with ray: Ray's actors are sent the newest weights before every round; leave one of the two out")
         if ray is not None and num_envs % ray.num_collectors:
             raise ValueError(f"num_envs={num_envs}: must be a multiple of ray.num_collectors={ray.num_collectors}")
+        if group_size is not None and (group_size < 2 or num_envs % group_size):
+            raise ValueError(f"group_size={group_size}: at least 2, and num_envs={num_envs} must be a multiple of it; or null")
+        if ray is not None and group_size is not None:
+            raise ValueError(f"group_size={group_size} with ray: its actors know no groups; leave one of the two out")
         for name, value in {"num_envs": num_envs, "decisions_per_env": decisions_per_env, "temperature": temperature}.items():
             if value <= 0:
                 raise ValueError(f"{name}={value}: must be above 0.")
         self.task, self.num_envs, self.num_workers, self.decisions_per_env = task, num_envs, num_workers, decisions_per_env
         self.temperature, self.image_size, self.reward, self.device, self.seed = temperature, image_size, reward, device, seed
-        self.ray, self.staleness = ray, staleness
+        self.ray, self.staleness, self.group_size = ray, staleness, group_size
         ends = not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success
         self._settings: dict[str, Any] = {"terminate_on_success": ends, "max_episode_steps": max_episode_steps, "rebuild_on_seed": rebuild}
         if task != "Toy-v0":
@@ -124,6 +133,12 @@ class RolloutDataModule(LightningDataModule):
             return
         self._env = make(num_envs=self.num_envs)
         self._acting = Acting(self.trainer.lightning_module, self.temperature)
+        if self.group_size is not None:
+            longest = math.ceil(self._env.max_episode_steps / self._env.chunk_size)
+            self._waves = self.decisions_per_env // longest
+            if not self._waves:
+                raise ValueError(f"decisions_per_env={self.decisions_per_env}: group_size={self.group_size} takes whole episodes, of up to {longest} decisions")
+            return
         collector = Collector(
             self._env,
             self._acting,
@@ -156,9 +171,16 @@ class RolloutDataModule(LightningDataModule):
         started = time.perf_counter()
         self._acting.start_round(seed)
         self._env.set_seed(seed)
-        batch = next(self._rounds)
+        batch = next(self._rounds) if self.group_size is None else self._grouped_round(seed)
         total = time.perf_counter() - started
         return batch, {"simulate": total - self._acting.seconds, "policy": self._acting.seconds}
+
+    def _grouped_round(self, seed: int) -> TensorDict:
+        """[episodes, longest of them], each ``group_size`` rows from one initial state, with ``mask``."""
+        num, generator = self._waves * self.num_envs // self.group_size, torch.Generator().manual_seed(seed)
+        states = torch.randint(*SEED_RANGES["train"], (num,), generator=generator)
+        seeds = states.repeat_interleave(self.group_size).tolist()
+        return run_episodes(self._env, self._acting, seeds, exact=self._settings["rebuild_on_seed"])
 
     def _collect_ahead(self) -> tuple[TensorDict, dict[str, float]]:
         """The round that was sampled meanwhile; the next one begins with the present weights."""
@@ -222,4 +244,6 @@ class RolloutDataModule(LightningDataModule):
             self._ahead = None
         if self._collector is not None:
             self._collector.shutdown()
-            self._collector = self._env = None
+        elif self._env is not None:
+            self._env.close()
+        self._collector = self._env = None

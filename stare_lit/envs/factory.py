@@ -87,12 +87,13 @@ def make_env(
     return TransformedEnv(base, Compose(*stage_transforms(spec, reward), instruction))
 
 
-def seeded_reset(env: EnvBase, seeds: Sequence[int] | Tensor) -> TensorDictBase:
+def seeded_reset(env: EnvBase, seeds: Sequence[int] | Tensor, *, exact: bool = True) -> TensorDictBase:
     """Reset every environment of the batch to the episode of its seed.
 
     Args:
         env: made by ``make_env``, batch size [N].
         seeds: N episode seeds.
+        exact: build CPU simulators anew (0.26 s each), so that an episode is a function of its seed to the bit; see ``ManiSkillEnv``.
 
     Raises:
         ValueError: not one seed for each environment.
@@ -100,4 +101,4 @@ def seeded_reset(env: EnvBase, seeds: Sequence[int] | Tensor) -> TensorDictBase:
     seeds = [int(seed) for seed in seeds]
     if len(seeds) != env.batch_size[0]:
         raise ValueError(f"seeds has {len(seeds)} entries but env has batch size {tuple(env.batch_size)}; give one seed for each environment.")
-    return env.reset(seed=seeds)
+    return env.reset(seed=seeds, exact=exact)

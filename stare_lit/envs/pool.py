@@ -96,7 +96,7 @@ class EnvironmentPool(EnvBase):
     """``num_envs`` single environments with batch size ``[num_envs]``, stepped by ``num_workers`` processes (0: in this one).
 
     Episode seeds are drawn here, so that results do not depend on the number of processes. ``reset(seed=[...])`` takes one seed for each
-    episode that starts, and starts it exactly (see ``ManiSkillEnv``). A ``_reset`` mask resets some rows; a ``_step`` mask lets the others
+    episode that starts, exactly unless ``exact=False`` (see ``ManiSkillEnv``). A ``_reset`` mask resets some rows; a ``_step`` mask lets the others
     rest: nothing is simulated for them, they stay as they are and earn nothing. A worker that dies or fails is noticed at once, one that hangs
     after ``step_timeout``: one clear error, and no process stays behind.
 
@@ -212,7 +212,7 @@ class EnvironmentPool(EnvBase):
         self._generator = torch.Generator().manual_seed(0 if seed is None else int(seed))
         self._fresh = True
 
-    def _reset(self, tensordict: TensorDictBase | None = None, *, seed: Sequence[int] | Tensor | None = None, **_: Any) -> TensorDict:
+    def _reset(self, tensordict: TensorDictBase | None = None, *, seed: Sequence[int] | Tensor | None = None, exact: bool = True) -> TensorDict:
         mask = None if tensordict is None else tensordict.get("_reset", None)
         by_worker = self._rows_by_worker(mask)
         num = sum(len(rows) for rows in by_worker.values())
@@ -220,7 +220,7 @@ class EnvironmentPool(EnvBase):
         seeds = torch.randint(low, high, (num,), generator=self._generator) if seed is None else torch.as_tensor(seed, dtype=torch.int64).reshape(-1)
         if len(seeds) != num:
             raise ValueError(f"seed has {len(seeds)} entries but {num} episodes start; give one seed for each.")
-        exact = seed is not None or (self._fresh and self._rebuild_on_seed)
+        exact = exact if seed is not None else self._fresh and self._rebuild_on_seed
         self._fresh = False
         drawn = iter(seeds.tolist())
         self._call("reset", {worker: ({row: next(drawn) for row in rows}, exact) for worker, rows in by_worker.items()})

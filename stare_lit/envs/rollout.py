@@ -25,6 +25,7 @@ def run_episodes(
     max_decisions: int | None = None,
     keep: Sequence[NestedKey] | None = None,
     progress: Callable[[int], None] | None = None,
+    exact: bool = True,
 ) -> TensorDict:
     """One episode from each seed, as tensors [N, T] with a ``mask``.
 
@@ -40,6 +41,7 @@ def run_episodes(
         keep: keys of the stepped TensorDict to keep (``("next", ...)`` for outcomes; a parent key keeps all below it); absent ones are passed over.
             None keeps everything, which holds every image twice.
         progress: called with the number of episodes that a wave has just finished.
+        exact: see ``seeded_reset``.
 
     Returns:
         TensorDict [N, T], T the decisions of the longest episode, rows in the order of ``seeds``. Padding is zero, ``stage_index`` -1.
@@ -59,7 +61,7 @@ def run_episodes(
         wave = list(seeds[start : start + num_envs])
         filled = wave + [wave[-1]] * (num_envs - len(wave))  # a short last wave fills up with copies that are dropped again
         with torch.no_grad():
-            episodes = _run_wave(env, act, seeded_reset(env, filled), max_decisions, keep)
+            episodes = _run_wave(env, act, seeded_reset(env, filled, exact=exact), max_decisions, keep)
         waves.append(_trim(episodes[: len(wave)]))
         if progress is not None:
             progress(len(wave))

@@ -122,7 +122,7 @@ class ToyEnv(EnvBase):
         if seed is not None:
             self._generator.manual_seed(seed)
 
-    def _reset(self, tensordict: TensorDictBase | None = None, seed: int | Sequence[int] | Tensor | None = None) -> TensorDict:
+    def _reset(self, tensordict: TensorDictBase | None = None, seed: int | Sequence[int] | Tensor | None = None, exact: bool = True) -> TensorDict:
         num = self.batch_size[0]
         mask = tensordict.get("_reset", None) if tensordict is not None else None
         mask = torch.ones(num, dtype=torch.bool, device=self.device) if mask is None or self._state is None else mask.reshape(num)

@@ -68,6 +68,22 @@ def clipped_value_loss(
 
 
 @torch.no_grad()
+def group_advantage(outcome: Float[Tensor, "N"], *, group_size: int, eps: float = 1e-6) -> Float[Tensor, "N"]:
+    """``A_i = (R_i - mean(R)) / max(std(R), eps)`` over the group of episode i (GRPO, arXiv 2402.03300, section 4.1.2; peer, RL4VLA arXiv 2505.19789).
+
+    Every decision of an episode has the advantage of its episode. ``outcome`` is the return of whole episodes (success, 0 or 1); each ``group_size``
+    entries that follow each other are a group of episodes from one initial state. ``std`` is the sample's (n - 1), as in TorchRL's ``MCAdvantage``.
+    The advantages of a group add up to 0; a group whose episodes all end alike teaches nothing: 0.
+    Raises ``ValueError`` for groups of fewer than 2 and for entries that do not divide into groups.
+    """
+    if group_size < 2 or len(outcome) % group_size:
+        raise ValueError(f"group_size: {group_size} must be at least 2 and divide the {len(outcome)} episodes")
+    groups = outcome.view(-1, group_size)
+    centred = groups - groups.mean(1, keepdim=True)
+    return (centred / groups.std(1, keepdim=True).clamp_min(eps)).view(-1)
+
+
+@torch.no_grad()
 def approx_kl(log_ratio: Float[Tensor, "*B"], mask: Mask = None) -> Float[Tensor, ""]:
     """``mean(exp(x) - 1 - x)``, ``x = log pi - log pi_old``: the k3 estimate of KL(pi_old || pi), never negative (Schulman, "Approximating KL divergence")."""
     return masked_mean(torch.expm1(log_ratio) - log_ratio, mask)

@@ -14,6 +14,7 @@ from stare_lit.algorithms.sta_ppo import StaPPOModule
 from stare_lit.data.rollouts import RolloutDataModule
 from stare_lit.envs.transforms import RewardConfig
 from stare_lit.models.vla.presets import tiny
+from stare_lit.objectives.executed import sum_executed
 
 GAMMA, LMBDA = 0.9, 0.8
 
@@ -183,6 +184,106 @@ def test_a_stopped_run_goes_on_exactly(tmp_path):
     assert datamodule.round == 2
     for name, value in whole.policy.state_dict().items():
         torch.testing.assert_close(second.policy.state_dict()[name], value, rtol=0, atol=0)
+
+
+# -- groups instead of a critic ------------------------------------------------------------------------------------------
+GROUP = {"advantage": "group", "critic_coeff": 0.0, "value_warmup_rounds": 0}
+
+
+def episodes(success, lengths, time=3) -> TensorDict:
+    """Whole episodes [N, time]: which succeed at their end, after how many decisions."""
+    lengths = torch.tensor(lengths)[:, None]
+    last = torch.arange(time) == lengths - 1
+    after = {keys.DONE: last[..., None], keys.SUCCESS: (last & torch.tensor(success)[:, None])[..., None]}
+    return TensorDict({"mask": torch.arange(time) < lengths, "next": after}, batch_size=last.shape)
+
+
+def test_each_real_decision_has_the_advantage_of_its_episode():
+    module = StaPPOModule(Seen(), **GROUP)
+    found = module.group_advantages(episodes([False, True, True, True], [3, 1, 2, 2]), group_size=2)
+    half = 0.5**0.5  # 0.5 over the deviation of (0, 1)
+    torch.testing.assert_close(found["advantage"], torch.tensor([-half] * 3 + [half] + [0.0] * 4))
+
+
+def test_a_success_that_is_lost_again_is_none():
+    """Without ``terminate_on_success`` the end of the episode counts."""
+    batch = episodes([False, False], [3, 3])
+    batch[keys.next_(keys.SUCCESS)][0, 1] = True
+    assert (StaPPOModule(Seen(), **GROUP).group_advantages(batch, group_size=2)["advantage"] == 0).all()
+
+
+class Wins(RolloutDataModule):
+    """Rounds in which every other episode succeeds, after its first decision."""
+
+    def collect(self):
+        batch = super().collect()
+        batch["mask"][::2, 1:], batch["next", keys.SUCCESS][::2, 0] = False, True
+        batch["next", keys.DONE][::2] = batch["mask"][::2, :, None]
+        self.seen = batch.clone()
+        return batch
+
+
+def groups(kind=RolloutDataModule, **settings) -> RolloutDataModule:
+    return kind("Toy-v0", **{"num_envs": 4, "decisions_per_env": 3, "group_size": 4, "max_episode_steps": 5, "reward": RewardConfig(mode="sparse"), **settings})
+
+
+def test_groups_make_winners_likelier_and_leave_the_value_head(tmp_path):
+    module, datamodule = StaPPOModule(policy(), num_epochs=1, learning_rate=1e-3, **GROUP), groups(Wins)
+    head = {name: value.clone() for name, value in module.policy.value_head.state_dict().items()}
+    metrics = fit(tmp_path, module, datamodule).callback_metrics
+    batch = datamodule.seen
+    with torch.no_grad():
+        new = module.policy.evaluate_actions(batch[batch["mask"]], temperature=datamodule.temperature)
+    change = sum_executed(new["log_probs"] - batch[batch["mask"]][keys.LOG_PROBS], batch[batch["mask"]][keys.next_(keys.NUM_STEPS)].squeeze(-1))
+    won = (torch.arange(4) % 2 == 0)[:, None].expand(4, 3)[batch["mask"]]
+    assert change[won].mean() > 0 > change[~won].mean()
+    assert metrics["rollout/success"] == 0.5 and metrics["train/nonzero_advantages"] == 1 and "train/loss_value" not in metrics
+    assert all(torch.equal(value, head[name]) for name, value in module.policy.value_head.state_dict().items())
+
+
+def test_what_lies_after_an_episode_earns_no_gradient(tmp_path):
+    """Whatever stands in the padding, the update is the same."""
+    weights = []
+    for noise in (0.0, 1e3):
+
+        class Noisy(Wins):
+            def collect(self, noise=noise):
+                batch = super().collect()
+                batch[keys.LOG_PROBS][~batch["mask"]] += noise
+                return batch
+
+        module = StaPPOModule(policy(), learning_rate=1e-3, **GROUP)
+        fit(tmp_path, module, groups(Noisy))
+        weights.append(torch.cat([p.detach().flatten() for p in module.policy.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+
+
+def test_groups_that_end_alike_move_nothing(tmp_path):
+    module = StaPPOModule(policy(), learning_rate=1e-3, **GROUP)
+    before = {name: value.clone() for name, value in module.policy.state_dict().items()}
+    metrics = fit(tmp_path, module, groups()).callback_metrics  # an untrained policy never succeeds
+    assert metrics["rollout/success"] == 0 and metrics["train/nonzero_advantages"] == 0
+    assert all(torch.equal(value, before[name]) for name, value in module.policy.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "rounds", "message"),
+    [
+        (GROUP, {"group_size": None}, "advantage='group' with data.group_size=None"),
+        ({}, {}, "advantage='gae' with data.group_size=4"),
+        (GROUP, {"reward": RewardConfig()}, "data.reward.mode='stage'; set it to 'sparse'"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused_before_any_work(tmp_path, model, rounds, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, StaPPOModule(policy(), **model), groups(**rounds))
+
+
+def test_group_settings_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match="critic_coeff=1.0 and value_warmup_rounds=0 mean nothing"):
+        StaPPOModule(Seen(), advantage="group", value_warmup_rounds=0)
+    with pytest.raises(ValueError, match="advantage='mc': choose 'gae' or 'group'"):
+        StaPPOModule(Seen(), advantage="mc")
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_epochs", 0), ("learning_rate", 0.0), ("lmbda", 1.5), ("clip_epsilon", 0.0), ("micro_batch_size", 0)])

@@ -65,6 +65,38 @@ def test_a_round_holds_whole_decisions_and_the_observation_before_a_reset(tmp_pa
     assert (batch[keys.EPISODE_SEED][:, 3] != batch[keys.EPISODE_SEED][:, 2]).all()
 
 
+def grouped(tmp_path, **settings):
+    return rounds(tmp_path, **{"num_envs": 4, "decisions_per_env": 7, "group_size": 2, "max_episode_steps": 5, **settings})
+
+
+def test_groups_share_their_start_and_end_as_they_like(tmp_path):
+    """Episodes of 5 steps are 3 decisions of 2, 2 and 1, so 7 hold two waves of 4 environments: 4 groups of 2."""
+    (first, second), data = grouped(tmp_path)
+    assert first.batch_size == (8, 3)
+    seeds = first[keys.EPISODE_SEED][:, 0].view(4, 2)
+    assert (seeds[:, 0] == seeds[:, 1]).all() and seeds[:, 0].unique().numel() == 4 and not torch.equal(seeds, second[keys.EPISODE_SEED][:, 0].view(4, 2))
+    start, tokens = first[keys.IMAGE][:, 0].unflatten(0, (4, 2)), first[keys.ACTION_TOKENS].unflatten(0, (4, 2))
+    assert torch.equal(start[:, 0], start[:, 1]) and not torch.equal(tokens[:, 0], tokens[:, 1])  # the same state, other actions
+    assert ((0 <= seeds) & (seeds < 1_000_000)).all()  # training seeds
+    assert first["mask"].all() and first[keys.next_(keys.DONE)][:, -1].all() and not first[keys.next_(keys.DONE)][:, :-1].any()
+    assert data.env_steps == 2 * 8 * 5
+
+
+def test_a_grouped_round_depends_on_its_number_alone(tmp_path):
+    first, _ = grouped(tmp_path)
+    torch.manual_seed(99)
+    resumed, _ = grouped(tmp_path, epochs=1, state={"round": 1, "env_steps": 7})
+    assert same(resumed[0], first[1]) and not same(first[0], first[1])
+
+
+def test_bad_groups_are_refused(tmp_path):
+    for settings in ({"group_size": 3}, {"group_size": 1}):
+        with pytest.raises(ValueError, match=f"group_size={settings['group_size']}.*num_envs=4 must be a multiple"):
+            RolloutDataModule("Toy-v0", num_envs=4, **settings)
+    with pytest.raises(ValueError, match="decisions_per_env=2: group_size=2 takes whole episodes, of up to 3 decisions"):
+        grouped(tmp_path, decisions_per_env=2)
+
+
 @pytest.mark.parametrize("name", ["num_envs", "decisions_per_env", "temperature"])
 def test_bad_settings_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}=0"):

@@ -106,7 +106,7 @@ class Data(LightningDataModule):
     """One batch, this process's share of it, and the settings that the modules read."""
 
     chunk_size, temperature, seconds, env_steps = CHUNK, 1.0, {"simulate": 1.0, "policy": 1.0, "wait": 2.0}, 12
-    lag = 0
+    lag, group_size = 0, None
     reward = SimpleNamespace(gamma=0.99, bootstrap_truncation=True)
     stage_names = ("reach", "grasp", "place")
 

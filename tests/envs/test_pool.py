@@ -157,6 +157,7 @@ def test_a_seeded_start_need_not_rebuild(pool):
     assert column(first, 0) == column(pool.reset(), 0)  # the same episodes
     assert not first["exact"].any()
     assert cheap.reset(seed=[100, 101, 102, 103])["exact"].all()  # evaluation is exact in any case
+    assert not cheap.reset(seed=[100, 101, 102, 103], exact=False)["exact"].any()  # unless it is told not to be
 
 
 def test_one_seed_for_each_episode(pool):

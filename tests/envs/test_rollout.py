@@ -40,7 +40,7 @@ class Countdown(EnvBase):
 
 @pytest.fixture(autouse=True)
 def plain_seeded_reset(monkeypatch):
-    monkeypatch.setattr(rollout, "seeded_reset", lambda env, seeds: env.reset(seed=torch.as_tensor(seeds)))
+    monkeypatch.setattr(rollout, "seeded_reset", lambda env, seeds, exact: env.reset(seed=torch.as_tensor(seeds)))
 
 
 def act(tensordict):

@@ -5,7 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stare_lit.objectives.policy_gradient import approx_kl, clip_fraction, clipped_surrogate_loss, clipped_value_loss, explained_variance
+from stare_lit.objectives.policy_gradient import (
+    approx_kl,
+    clip_fraction,
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    explained_variance,
+    group_advantage,
+)
 
 NAN = float("nan")
 
@@ -38,6 +45,30 @@ def test_value_loss_by_hand():
     assert out.loss.item() == pytest.approx(0.32 + 0.405 + 10 * (30 - 5))
     assert out.metrics["value_clip_fraction"].item() == pytest.approx(2 / 3)
     assert clipped_value_loss(value, old, target, clip_value=None, huber_delta=10.0).loss.item() == pytest.approx(0.0 + 0.405 + 250)
+
+
+def test_group_advantage_by_hand():
+    # means 1/4 and 1; sample deviation of the first sqrt((9/16 + 3/16) / 3) = 1/2; all alike in the second
+    found = group_advantage(torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]), group_size=4)
+    torch.testing.assert_close(found, torch.tensor([-0.5, 1.5, -0.5, -0.5, 0.0, 0.0, 0.0, 0.0]))
+
+
+@given(
+    st.lists(st.lists(st.floats(-10, 10, width=32), min_size=4, max_size=4), min_size=1, max_size=4),
+    st.floats(0.1, 100),
+    st.floats(-5, 5),
+)
+def test_group_advantage_knows_no_scale_and_no_offset(groups, scale, offset):
+    outcome = torch.tensor(groups, dtype=torch.float64).flatten()
+    found = group_advantage(outcome, group_size=4)
+    torch.testing.assert_close(found.view(-1, 4).sum(1), torch.zeros(len(groups), dtype=torch.float64), atol=1e-6, rtol=0)
+    wide = outcome.view(-1, 4).std(1).repeat_interleave(4) > 1e-3  # not at the guard against division by 0
+    torch.testing.assert_close(group_advantage(scale * outcome + offset, group_size=4)[wide], found[wide], atol=1e-6, rtol=1e-6)
+
+
+@given(st.floats(-10, 10, width=32))
+def test_a_group_that_ends_alike_teaches_nothing(outcome):
+    torch.testing.assert_close(group_advantage(torch.full((8,), outcome, dtype=torch.float64), group_size=8), torch.zeros(8, dtype=torch.float64))
 
 
 def test_kl_by_hand():
@@ -93,6 +124,8 @@ def test_micro_batches_add_up(seed):
         (lambda x: clip_fraction(x, clip_epsilon=0.0), r"clip_epsilon: 0\.0"),
         (lambda x: clipped_value_loss(x, x, x, clip_value=0.0, huber_delta=1.0), r"clip_value: 0\.0"),
         (lambda x: clipped_value_loss(x, x, x, clip_value=None, huber_delta=-1.0), r"huber_delta: -1\.0"),
+        (lambda x: group_advantage(x, group_size=1), "group_size: 1 must be at least 2"),
+        (lambda x: group_advantage(x, group_size=3), "group_size: 3 .* divide the 2 episodes"),
     ],
 )
 def test_bad_settings_are_refused(call, message):

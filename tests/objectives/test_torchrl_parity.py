@@ -7,9 +7,10 @@ from tensordict.nn import TensorDictModule
 from torch.distributions import Categorical
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.llm import MCAdvantage
 from torchrl.objectives.value.functional import generalized_advantage_estimate, vec_generalized_advantage_estimate
 
-from stare_lit.objectives.policy_gradient import clipped_surrogate_loss, clipped_value_loss
+from stare_lit.objectives.policy_gradient import clipped_surrogate_loss, clipped_value_loss, group_advantage
 from stare_lit.stages.calculator import shaping
 
 GAMMA, LMBDA = 0.97, 0.9
@@ -120,3 +121,17 @@ def test_clipped_losses_are_those_of_clip_ppo(case):
     policy.mean.backward()
     critic_loss.mean.backward()
     torch.testing.assert_close([scale.grad, value_scale.grad], their_gradients)
+
+
+def test_group_advantages_are_those_of_mc_advantage():
+    """TorchRL's is a transform of a replay buffer that waits for the episodes of a group one by one; the numbers are the same."""
+    lengths, outcomes, seeds = [3, 1, 2, 4, 2, 2], [0.0, 1.0, 1.0, 0.0, 0.0, 1.0], [7, 7, 7, 9, 9, 9]
+    theirs = MCAdvantage(3, prompt_key="episode_seed", trajectory_return="sum")
+    written = []
+    for length, outcome, seed in zip(lengths, outcomes, seeds, strict=True):
+        last = (torch.arange(length) == length - 1)[:, None]
+        after = TensorDict(reward=outcome * last.float(), done=last, batch_size=[length])
+        written.append(theirs._inv_call(TensorDict(episode_seed=torch.full((length,), seed), next=after, batch_size=[length])))
+    advantage = torch.cat([group["advantage"].flatten() for group in written if group is not None])
+    ours = group_advantage(torch.tensor(outcomes), group_size=3)
+    torch.testing.assert_close(advantage, ours.repeat_interleave(torch.tensor(lengths)))

@@ -1,0 +1,109 @@
+"""Runs one cell of the ablation matrix and keeps what it measured, for good."""
+
+import json
+import subprocess
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from curve import FILE as CURVE
+from plan import ROOT, Cell, Matrix, Variant, fit_command, rollouts_command, test_command
+from rich.console import Console
+
+from stare_lit import keys
+from stare_lit.callbacks.provenance import fingerprint
+from stare_lit.cli.steps import Step, run_step
+from stare_lit.data.trajectories import Trajectories
+from stare_lit.evaluation.report import hardware, package_versions, write_json
+
+
+def result_path(results: Path, variant: Variant, cell: str, seed: int) -> Path:
+    """Where the cell is kept once it is finished."""
+    return results / variant.name / f"{cell}-seed{seed}.json"
+
+
+def finished(matrix: Matrix, variant: Variant, cell: str, seed: int, results: Path) -> dict[str, Any] | None:
+    """What the cell measured, None where it is not finished. Raises ValueError where that was with other settings: it is never overwritten."""
+    path = result_path(results, variant, cell, seed)
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text())
+    if stored["digest"] != matrix.digest(variant, cell):
+        raise ValueError(
+            f"results={str(results)!r}: {path.name} of {variant.name} was measured with other settings than the present matrix and configurations; a finished "
+            f"cell is never overwritten: choose another --results and --root, or put the settings back"
+        )
+    return stored
+
+
+def run_cell(matrix: Matrix, variant: Variant, name: str, seed: int, *, root: Path, results: Path, out: Console) -> dict[str, Any]:
+    """One cell, whose ``after`` is finished. A run that was killed goes on from its last checkpoint.
+
+    Raises:
+        RuntimeError: one of its commands failed.
+    """
+    if (stored := finished(matrix, variant, name, seed, results)) is not None:
+        return stored
+    cell, folder = matrix.cells[name], root / variant.name / f"seed{seed}"
+    before = finished(matrix, variant, cell.after, seed, results) if cell.after is not None else None
+    commands = {"fit": fit_command(matrix, variant, cell, seed, folder), "test": test_command(matrix, variant, cell, folder)}
+    seconds = {}
+    if cell.phase == "preference":
+        commands = {"rollouts": rollouts_command(matrix, variant, cell, folder)} | commands
+    for kind, command in commands.items():
+        of = cell.after if kind == "rollouts" else name  # rollouts of the policy below are shared by the cells on it
+        step = Step(f"{variant.name} seed {seed}: {of} {kind}", tuple(command), folder / f"{of}-{kind}.json", folder / name if kind == "fit" else None)
+        seconds[kind] = run_step(step, out)
+    points = json.loads((folder / name / CURVE).read_text())["points"]
+    env_steps = _env_steps(cell, folder, points)
+    training = seconds["fit"] + seconds.get("rollouts", 0.0)
+    test = json.loads((folder / f"{name}-test-report.json").read_text())["results"]["policy"]
+    found = {
+        "cell": name,
+        "task": variant.task,
+        "observation": variant.observation,
+        "seed": seed,
+        "after": cell.after,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "digest": matrix.digest(variant, name),
+        "commit": commit(),
+        "policy": fingerprint(folder / name / matrix.policy),
+        "test": {key: value for key, value in test.items() if key != "episodes"},
+        "test_seeds": [min(test["episodes"]["seeds"]), max(test["episodes"]["seeds"])],
+        "env_steps": {"own": env_steps, "all": env_steps + (before["env_steps"]["all"] if before else 0)},
+        "seconds": seconds | {"all": training + (before["seconds"]["all"] if before else 0.0)},
+        "curve": points,
+        "commands": {kind: [word.replace(str(folder), "{folder}") for word in command] for kind, command in commands.items()},
+        "hardware": hardware(),
+        "versions": package_versions(),
+    }
+    path = result_path(results, variant, name, seed)
+    if not path.is_file():  # else another process was quicker: what is there stays
+        write_json(path, found)
+    out.print(f"{time.strftime('%H:%M')} {variant.name} seed {seed}: {name}: success {test['success_once']['value']:.3f} on the test seeds -> {path}")
+    return found
+
+
+def _env_steps(cell: Cell, folder: Path, points: list[dict[str, Any]]) -> int:
+    """Environment steps of a cell alone: those of the demonstrations that succeeded, of the rollouts, or of the rounds."""
+    if cell.phase == "interaction":
+        return points[-1]["env_steps"]
+    if cell.phase == "imitation":
+        return int(Trajectories(folder / "demos").episodes["length"].sum())
+    (rollouts,) = (Trajectories(path.parent) for path in (folder / f"{cell.after}-rollouts").glob("*/metadata.json"))
+    num_steps = keys.next_(keys.NUM_STEPS)
+    return int(rollouts.rows(torch.arange(len(rollouts)), [num_steps])[num_steps].sum())
+
+
+def commit() -> str | None:
+    """Of the repository, with `+` where tracked files differ from it; None where there is none."""
+    try:
+        said = [
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said[0] + ("+" if said[1] else "")

@@ -1,0 +1,189 @@
+"""Tables and plots of the ablation matrix: interquartile means over runs with stratified bootstrap intervals (rliable, arXiv 2108.13264)."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from plan import Matrix, Variant
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import bootstrap, trim_mean
+
+RESAMPLES = 2000
+Runs = dict[tuple[str, str], list[dict[str, Any]]]
+"""Finished cells by variant and cell name, one entry a seed."""
+
+
+def read_results(results: Path) -> Runs:
+    """All cells that are finished, whatever the present matrix says of them."""
+    found: Runs = {}
+    for path in sorted(results.glob("*/*.json")):
+        row = json.loads(path.read_text())
+        found.setdefault((f"{row['task']}-{row['observation']}", row["cell"]), []).append(row)
+    return found
+
+
+def iqm(*strata: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean of the middle half of all runs along ``axis``; with fewer than four runs, of all."""
+    return trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
+
+
+def interval(statistic: Callable[..., np.ndarray], *strata: Sequence[float]) -> tuple[float, float, float]:
+    """``statistic`` of the runs of each stratum (task), and its 95 % percentile interval from resampling runs within each; nan with a single run."""
+    samples = tuple(np.asarray(stratum, dtype=float) for stratum in strata)
+    value = float(statistic(*samples, axis=-1))
+    if min(map(len, samples)) < 2:
+        return value, float("nan"), float("nan")
+    found = bootstrap(samples, statistic, n_resamples=RESAMPLES, method="percentile", vectorized=True, rng=np.random.default_rng(0))
+    return value, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def gain(*strata: np.ndarray, axis: int = -1) -> np.ndarray:
+    """IQM of the first half of the strata less that of the second."""
+    half = len(strata) // 2
+    return iqm(*strata[:half], axis=axis) - iqm(*strata[half:], axis=axis)
+
+
+def steps_to(row: dict[str, Any], target: float) -> float:
+    """Environment steps of the phase until its curve first is at ``target``; infinite where it never is."""
+    return next((float(point["env_steps"]) for point in row["curve"] if point["success"] >= target), float("inf"))
+
+
+def _test(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["test"]["success_once"]["value"] for row in rows]
+
+
+def _percent(value: float, low: float, high: float, runs: int, sign: str = "") -> str:
+    spread = "" if np.isnan(low) else f" [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    return f"{100 * value:{sign}.1f}{spread} ({runs})"
+
+
+def success_table(matrix: Matrix, name: str, variants: list[Variant], runs: Runs) -> Table:
+    """A row a cell: success on the test seeds on each task and over all, environment steps to the target, minutes."""
+    found = Table(title=f"{name}: success_once in % on the test seeds, IQM over runs [95 %] (runs)", title_justify="left", box=box.MARKDOWN)
+    found.add_column("cell")
+    for variant in variants:
+        for column in (variant.name, f"steps to {matrix.target:.0%}", "minutes"):
+            found.add_column(column)
+    if len(variants) > 1:
+        found.add_column("all tasks")
+    for cell in matrix.tables[name]:
+        shown, strata = [], []
+        for variant in variants:
+            rows = runs.get((variant.name, cell), [])
+            if not rows:
+                shown += ["-", "-", "-"]
+                continue
+            strata.append(_test(rows))
+            needed = float(np.median([steps_to(row, matrix.target) for row in rows]))
+            cap = max(row["curve"][-1]["env_steps"] for row in rows)
+            steps = "" if matrix.cells[cell].phase != "interaction" else f"> {cap:,}" if np.isinf(needed) else f"{needed:,.0f}"
+            minutes = np.median([row["seconds"]["fit"] + row["seconds"].get("rollouts", 0.0) for row in rows]) / 60
+            shown += [_percent(*interval(iqm, strata[-1]), len(rows)), steps, f"{minutes:.1f}"]
+        if len(variants) > 1:
+            complete = len(strata) == len(variants)
+            shown.append(_percent(*interval(iqm, *strata), sum(map(len, strata))) if complete else "-")
+        found.add_row(cell, *shown)
+    return found
+
+
+def funnel_table(matrix: Matrix, name: str, variant: Variant, runs: Runs) -> Table:
+    """P(stage done | the one before done) of the final policies, mean over runs, in %."""
+    rows_of = {cell: runs[variant.name, cell] for cell in matrix.tables[name] if (variant.name, cell) in runs}
+    stages = next((list(row["test"]["stage_funnel"]) for rows in rows_of.values() for row in rows), [])
+    found = Table(title=f"{name}, {variant.name}: stage funnel, % of those that came so far", title_justify="left", box=box.MARKDOWN)
+    for column in ("cell", *stages):
+        found.add_column(column)
+    for cell, rows in rows_of.items():
+        found.add_row(cell, *(f"{100 * value:.1f}" for value in funnel(rows, stages)))
+    return found
+
+
+def funnel(rows: list[dict[str, Any]], stages: Sequence[str]) -> list[float]:
+    """Share of each stage, its counts added up over the runs; nan where none came so far."""
+    counts = [[(row["test"]["stage_funnel"][stage]["successes"], row["test"]["stage_funnel"][stage]["trials"]) for row in rows] for stage in stages]
+    return [sum(s for s, _ in each) / total if (total := sum(t for _, t in each)) else float("nan") for each in counts]
+
+
+def claims_table(matrix: Matrix, variants: list[Variant], runs: Runs) -> Table:
+    """What the paper says is better, and by how many points it is here, on the tasks where both were run."""
+    found = Table(title="the paper's signs: gain in points of success_once, IQM [95 %] (runs)", title_justify="left", box=box.MARKDOWN)
+    for column in ("better", "worse", *(variant.name for variant in variants), "sign"):
+        found.add_column(column)
+    for better, worse in matrix.claims:
+        shown, values = [], []
+        for variant in variants:
+            sides = [_test(runs.get((variant.name, cell), [])) for cell in (better, worse)]
+            if not all(sides):
+                shown.append("-")
+                continue
+            value, low, high = interval(gain, *sides)
+            values.append((value, low, high))
+            shown.append(_percent(value, low, high, min(map(len, sides)), "+"))
+        signs = [("as the paper" if value > 0 else "the other way") + ("" if low > 0 or high < 0 else ", not certain") for value, low, high in values]
+        found.add_row(better, worse, *shown, "; ".join(signs))
+    return found
+
+
+def plot_curves(axes: Axes, matrix: Matrix, name: str, variant: Variant, runs: Runs) -> None:
+    """Success on the validation seeds over environment steps of the phase (optimizer steps where it takes none): IQM and 95 % band."""
+    axis = "env_steps" if any(row["curve"][-1]["env_steps"] for _, rows in _rows(matrix, name, variant, runs) for row in rows) else "step"
+    for cell, rows in _rows(matrix, name, variant, runs):
+        curves = [([point[axis] for point in row["curve"]], [point["success"] for point in row["curve"]]) for row in rows]
+        if axis == "env_steps" and matrix.cells[cell].phase != "interaction":
+            axes.axhline(float(iqm(np.array([success[-1] for _, success in curves]))), label=cell, linestyle=":", color="grey")
+            continue
+        grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 40)
+        points = np.array([interval(iqm, *[[np.interp(at, x, success) for x, success in curves]]) for at in grid])
+        (line,) = axes.plot(grid, points[:, 0], label=f"{cell} ({len(rows)})")
+        axes.fill_between(grid, points[:, 1], points[:, 2], alpha=0.15, color=line.get_color())
+    axes.axhline(matrix.target, color="black", linewidth=0.5)
+    axes.set(xlabel=axis.replace("_", " "), ylabel="success_once, validation seeds, greedy", ylim=(0, 1), title=f"{name}: {variant.name}")
+    axes.legend(fontsize="small")
+
+
+def plot_funnel(axes: Axes, matrix: Matrix, name: str, variant: Variant, runs: Runs) -> None:
+    """Bars of the stage funnel, a group a stage and a bar a cell."""
+    found = list(_rows(matrix, name, variant, runs))
+    stages = list(found[0][1][0]["test"]["stage_funnel"])
+    width = 0.8 / len(found)
+    for number, (cell, rows) in enumerate(found):
+        axes.bar(np.arange(len(stages)) + (number - (len(found) - 1) / 2) * width, np.nan_to_num(funnel(rows, stages)), width, label=cell)
+    axes.set_xticks(range(len(stages)), stages)
+    axes.set(ylabel="done, given the stage before", ylim=(0, 1), title=f"{name}: {variant.name}, test seeds")
+    axes.legend(fontsize="small")
+
+
+def _rows(matrix: Matrix, name: str, variant: Variant, runs: Runs) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    return ((cell, runs[variant.name, cell]) for cell in matrix.tables[name] if (variant.name, cell) in runs)
+
+
+def draw(matrix: Matrix, results: Path, out: Console) -> None:
+    """Every table to ``out`` and to ``tables.md``, every figure as PNG, all in ``results``."""
+    runs = read_results(results)
+    if not runs:
+        out.print(f"no finished cell in {results}")
+        return
+    variants = [variant for variant in matrix.variants if any(name == variant.name for name, _ in runs)]
+    tables: list[Table] = []
+    for name, cells in matrix.tables.items():
+        present = [variant for variant in variants if any((variant.name, cell) in runs for cell in cells if matrix.cells[cell].after is not None)]
+        if not present:
+            continue
+        tables.append(success_table(matrix, name, present, runs))
+        for variant in present:
+            tables.append(funnel_table(matrix, name, variant, runs))
+            for kind, plot in (("curves", plot_curves), ("funnel", plot_funnel)):
+                figure = Figure(figsize=(9, 5), layout="constrained")
+                plot(figure.subplots(), matrix, name, variant, runs)
+                figure.savefig(results / f"{kind}-{name}-{variant.name}.png", dpi=100)
+    tables.append(claims_table(matrix, variants, runs))
+    out.print(*tables)
+    with (results / "tables.md").open("w") as file:
+        Console(file=file, width=400).print(*tables)
+    out.print(f"tables and figures in {results}")

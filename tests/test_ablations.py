@@ -1,0 +1,215 @@
+"""The ablation matrix: its plan and its statistics by hand, and a tiny one on the toy from nothing to its tables, killed once on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "ablations"
+sys.path.append(str(FOLDER))
+
+import cells  # noqa: E402
+import figures  # noqa: E402
+import plan  # noqa: E402
+
+from stare_lit.data.lock import lock_folder  # noqa: E402
+
+SHIPPED = plan.read_matrix()
+SETTINGS = yaml.safe_load(plan.MATRIX.read_text())
+
+
+def written(folder: Path, **changes) -> Path:
+    path = folder / "matrix.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS | changes, sort_keys=False))
+    return path
+
+
+# -- the plan ------------------------------------------------------------------------------------------------------------
+def test_the_matrix_holds_what_the_paper_compares():
+    online = {"ppo", "ppo_dense", "ppo_potential", "stage_bare", "stage_reset", "sta_ppo", "terminal_keep", "grpo"}
+    assert online == set(SHIPPED.tables["online"])
+    assert {"tpo", "sta_tpo", "sta_tpo_without_cost", "tpo_grape"} < set(SHIPPED.tables["offline"])
+    assert [cell.name for cell in SHIPPED.chain("ipi")] == ["sft", "sta_tpo", "ipi"]
+    for task in ("StackCube-v1", "LiftPegUpright-v1", "Toy-v0"):
+        assert online <= set(SHIPPED.variant(task, "state").cells)
+    assert set(SHIPPED.variant("LiftPegUpright-v1", "image").cells) == set(SHIPPED.tables["pipeline"])
+
+
+def test_every_overlay_of_the_ablations_is_a_cell():
+    used = {Path(path).name for cell in SHIPPED.cells.values() for path in cell.configs}
+    assert used == {path.name for path in (ROOT / "configs" / "ablations").glob("*.yaml")}
+
+
+def test_a_command_holds_cap_seed_and_start(tmp_path):
+    variant = SHIPPED.variant("LiftPegUpright-v1", "state")
+    words = plan.fit_command(SHIPPED, variant, SHIPPED.cells["ipi"], 2, tmp_path)
+    assert f"--model.policy.path={tmp_path}/sta_tpo/last" in words and {"--seed_everything=2", "--data.seed=2", "--data.task=LiftPegUpright-v1"} <= set(words)
+    callbacks = json.loads(next(word for word in words if word.startswith("--trainer.callbacks=")).partition("=")[2])
+    curve = next(part["init_args"] for part in callbacks if part["class_path"] == "curve.Curve")
+    assert curve["max_env_steps"] == variant.phases["interaction"].max_env_steps > 0
+    assert plan.fit_command(SHIPPED, variant, SHIPPED.cells["grpo"], 0, tmp_path)[-1] == "--data.decisions_per_env=200"
+    assert "--trainer.max_steps=1500" in plan.fit_command(SHIPPED, variant, SHIPPED.cells["sft"], 0, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("variant", SHIPPED.variants, ids=lambda variant: variant.name)
+def test_every_command_of_the_matrix_parses(variant, tmp_path):
+    """Before a run of hours. The policies below are not there yet: parsing does not ask for them."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(FOLDER)]), "OMP_NUM_THREADS": "1"}
+    for name in variant.cells:
+        words = plan.fit_command(SHIPPED, variant, SHIPPED.cells[name], 0, tmp_path)
+        done = subprocess.run([sys.executable, "-m", "stare_lit", *words, "--print_config"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (name, done.stderr[-2000:])
+
+
+def test_what_cannot_be_run_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="task='PutCarrotOnPlateInScene-v1', observation='state': not in the matrix, which has StackCube-v1"):
+        SHIPPED.variant("PutCarrotOnPlateInScene-v1", "state")
+    with pytest.raises(ValueError, match="'nothing' is no cell"):
+        plan.read_matrix(written(tmp_path, tables={"offline": ["nothing"]}))
+    below = {"sft": {"phase": "imitation"}, "ipi": {"phase": "interaction", "after": "ppo"}, "ppo": {"phase": "interaction", "after": "sft"}}
+    with pytest.raises(ValueError, match="cells: ipi: after='ppo': must name a cell above it"):
+        plan.read_matrix(written(tmp_path, cells=below))
+    tasks = {"Toy-v0": {"state": {"imitation": {"configs": ["configs/toy/gone.yaml"]}}}}
+    some = {"cells": {"sft": {"phase": "imitation"}}, "tables": {"pipeline": ["sft"]}, "claims": []}
+    with pytest.raises(ValueError, match="Toy-v0: state: configs/toy/gone.yaml is not a file"):
+        plan.read_matrix(written(tmp_path, tasks=tasks, **some))
+    with pytest.raises(ValueError, match="cell sft needs the phase imitation"):
+        plan.read_matrix(written(tmp_path, tasks={"Toy-v0": {"state": {}}}, **some))
+
+
+def test_a_finished_cell_of_other_settings_is_kept(tmp_path):
+    variant, results = SHIPPED.variant("Toy-v0", "state"), tmp_path / "results"
+    assert cells.finished(SHIPPED, variant, "ppo", 0, results) is None
+    path = cells.result_path(results, variant, "ppo", 0)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"digest": SHIPPED.digest(variant, "ppo")}))
+    assert cells.finished(SHIPPED, variant, "ppo", 0, results)
+    settings = yaml.safe_load(plan.MATRIX.read_text())
+    settings["tasks"]["Toy-v0"]["state"]["imitation"]["max_steps"] += 1  # of a cell below it
+    changed = plan.read_matrix(written(tmp_path, tasks=settings["tasks"]))
+    with pytest.raises(ValueError, match="ppo-seed0.json of Toy-v0-state was measured with other settings"):
+        cells.finished(changed, changed.variant("Toy-v0", "state"), "ppo", 0, results)
+    assert changed.digest(changed.variant("StackCube-v1", "state"), "ppo") == SHIPPED.digest(SHIPPED.variant("StackCube-v1", "state"), "ppo")
+
+
+# -- statistics ----------------------------------------------------------------------------------------------------------
+def test_interquartile_mean_by_hand():
+    assert figures.iqm(np.array([0.0, 0.4, 0.6, 1.0])) == pytest.approx(0.5)  # the outer quarters do not count
+    assert figures.iqm(np.array([0.9, 0.0]), np.array([0.3, 0.5])) == pytest.approx(0.4)
+    assert figures.iqm(np.array([0.0, 0.3, 0.9])) == pytest.approx(0.4)  # three runs: the mean
+
+
+def test_runs_are_resampled_within_a_task():
+    """Tasks differ, runs do not: there is nothing that could vary. Pooled runs would give a wide interval."""
+    assert figures.interval(figures.iqm, [0.2] * 3, [0.8] * 3) == pytest.approx((0.5, 0.5, 0.5))
+    value, low, high = figures.interval(figures.iqm, [0.2, 0.4, 0.6], [0.7, 0.8, 0.9])
+    assert low < value < high
+    assert np.isnan(figures.interval(figures.iqm, [0.2], [0.8, 0.9])[1])  # a single run says nothing about others
+    value, low, high = figures.interval(figures.gain, [0.8, 0.9, 0.85], [0.2, 0.3, 0.1])
+    assert value == pytest.approx(0.65) and 0.5 < low < high < 0.8
+
+
+def row(cell: str, seed: int, success: float, curve=((0, 0.2), (100, 0.95))) -> dict:
+    stages = {"reach": {"successes": 8, "trials": 10}, "place": {"successes": 4 + seed, "trials": 8}}
+    points = [{"step": at, "env_steps": at, "seconds": 1.0, "success": value} for at, value in curve]
+    test = {"success_once": {"value": success}, "stage_funnel": stages}
+    return {"task": "Toy-v0", "observation": "state", "cell": cell, "seed": seed, "test": test, "curve": points, "seconds": {"fit": 60.0}}
+
+
+def test_steps_to_the_target_and_the_funnel_by_hand():
+    assert figures.steps_to(row("ppo", 0, 1.0), 0.9) == 100 and figures.steps_to(row("ppo", 0, 1.0), 0.96) == float("inf")
+    assert figures.funnel([row("ppo", 0, 1.0), row("ppo", 1, 1.0)], ["reach", "place"]) == [0.8, 9 / 16]
+
+
+def test_tables_and_figures_of_what_is_there(tmp_path):
+    for cell, success in {"sft": 0.3, "ppo": 0.6, "sta_ppo": 0.8, "tpo": 0.5, "sta_tpo": 0.4}.items():
+        for seed in range(3):
+            path = tmp_path / "Toy-v0-state" / f"{cell}-seed{seed}.json"
+            path.parent.mkdir(exist_ok=True)
+            flat = ((0, 0.2), (100, 0.5))
+            found = row(cell, seed, success + 0.01 * seed, *([flat] if cell == "ppo" else []))
+            if cell.endswith("tpo"):
+                found["curve"] = [point | {"env_steps": 0} for point in found["curve"]]
+            path.write_text(json.dumps(found))
+    figures.draw(SHIPPED, tmp_path, Console(width=300))
+    text = (tmp_path / "tables.md").read_text()
+    lines = {line.split("|")[1].strip(): [part.strip() for part in line.split("|")[2:-1]] for line in text.splitlines() if line.startswith("| ")}
+    assert lines["grpo"] == ["-", "-", "-"]
+    claims = [line for line in text.splitlines() if line.startswith("| sta_") and "+" in line or "other way" in line]
+    assert any("sta_ppo" in line and "+20.0" in line and line.rstrip("| ").endswith("as the paper") for line in claims)
+    assert any("sta_tpo" in line and "-10.0" in line and "the other way" in line for line in claims)
+    assert "> 100" in text and "81.0 [80.0, 82.0] (3)" in text
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"{kind}-{name}-Toy-v0-state.png" for kind in ("curves", "funnel") for name in SHIPPED.tables}
+
+
+# -- the machine ---------------------------------------------------------------------------------------------------------
+def tiny(folder: Path) -> Path:
+    chosen = {name: SETTINGS["cells"][name] for name in ("sft", "ppo", "sta_tpo", "ipi")}
+    small = ["--data.num_envs=4", "--data.decisions_per_env=5"]
+    toy = SETTINGS["tasks"]["Toy-v0"]["state"]
+    phases = {
+        "imitation": toy["imitation"] | {"max_steps": 4, "arguments": ["--data.num_episodes=8"]},
+        "preference": toy["preference"] | {"max_epochs": 1, "rollouts": {"num_states": 8, "num_samples": 6, "num_envs": 24}},
+        "interaction": toy["interaction"] | {"max_env_steps": 600, "every_env_steps": 100, "arguments": small},
+    }
+    rest = {"tables": {"pipeline": list(chosen)}, "claims": [["ipi", "ppo"]], "seeds": [0], "evaluation": {"num_episodes": 4}, "test": {"num_episodes": 6}}
+    return written(folder, cells=chosen, tasks={"Toy-v0": {"state": phases}}, **rest)
+
+
+def free_again(folder: Path) -> None:
+    """Waits for the orphan, which is told to end and saves first."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return lock_folder(folder, argument="folder").close()
+        except ValueError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_tiny_matrix_runs_is_killed_goes_on_and_is_drawn(tmp_path):
+    folders = ["--matrix", str(tiny(tmp_path)), "--root", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    command, run = [sys.executable, str(FOLDER), *folders], tmp_path / "runs" / "Toy-v0-state" / "seed0"
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(run.glob("ppo/checkpoints/*.ckpt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stored = tmp_path / "results" / "Toy-v0-state"
+    assert [path.name for path in stored.iterdir()] == ["sft-seed0.json"]
+    before = (stored / "sft-seed0.json").read_bytes()
+    free_again(run / "ppo")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (stored / "sft-seed0.json").read_bytes() == before  # finished, so left alone
+    found = {path.stem: json.loads(path.read_text()) for path in stored.glob("*.json")}
+    assert set(found) == {"sft-seed0", "ppo-seed0", "sta_tpo-seed0", "ipi-seed0"}
+    for name, cell in found.items():
+        assert cell["env_steps"]["all"] >= cell["env_steps"]["own"] > 0 and cell["seconds"]["all"] >= cell["seconds"]["fit"] > 0, name
+        assert cell["test_seeds"] == [2_000_000, 2_000_005] and {"hardware", "versions", "commit", "policy"} <= set(cell)
+        assert str(tmp_path / "runs") not in json.dumps(cell["commands"])
+    ppo, ipi = found["ppo-seed0"], found["ipi-seed0"]
+    steps = [point["env_steps"] for point in ppo["curve"]]
+    assert steps[0] == 0 and steps == sorted(set(steps)) and 600 <= steps[-1] < 600 + 4 * 5 * 3  # over the kill, to the cap, no further
+    assert ipi["env_steps"]["all"] == sum(found[f"{name}-seed0"]["env_steps"]["own"] for name in ("sft", "sta_tpo", "ipi"))
+    assert "success_once" in done.stdout and (tmp_path / "results" / "tables.md").is_file()
+    assert len(list((tmp_path / "results").glob("*.png"))) == 2
+    again = subprocess.run([*command, "--tables"], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0 and "stage funnel" in again.stdout
+    refused = subprocess.run([*command, "--task", "PickCube-v1"], capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 1 and refused.stderr.startswith("ablations: error: task='PickCube-v1'")
