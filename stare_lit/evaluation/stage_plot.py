@@ -75,6 +75,7 @@ def draw(episode: Episode) -> Figure:
     reward.set_xlabel("environment step")
     for ax in (stage, error, potential, reward):
         ax.set_xlim(0, time[-1])
+        ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
