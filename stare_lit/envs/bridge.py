@@ -10,8 +10,10 @@ from typing import Any
 import mani_skill.envs  # noqa: F401  registers the tasks
 import numpy as np
 import torch
+from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import StackGreenCubeOnYellowCubeBakedTexInScene
+from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import BaseBridgeEnv
 from mani_skill.utils.geometry.rotation_conversions import quaternion_multiply
-from mani_skill.utils.registration import REGISTERED_ENVS
+from mani_skill.utils.registration import REGISTERED_ENVS, register_env
 from torch import Tensor
 
 from stare_lit.envs.robots import WIDOWX
@@ -31,6 +33,18 @@ WIDTH, HEIGHT = 640, 480
 """Pixels of the official camera."""
 INTRINSIC = np.array([[623.588, 0.0, 319.501], [0.0, 623.588, 239.545], [0.0, 0.0, 1.0]])
 """Its intrinsic matrix."""
+
+
+class RolesExchanged(BaseBridgeEnv):
+    """Object and target in each other's place."""
+
+    def __init__(self, obj_names: list[str], **settings: Any) -> None:
+        super().__init__(obj_names=obj_names[::-1], **settings)
+
+
+@register_env("StackYellowCubeOnGreenCubeBakedTexInScene-v1", max_episode_steps=60, asset_download_ids=["bridge_v2_real2sim"])
+class StackYellowCubeOnGreenCubeBakedTexInScene(StackGreenCubeOnYellowCubeBakedTexInScene, RolesExchanged):
+    """The other stack of the same scenes (ours): only the instruction tells a policy which of the two is wanted."""
 
 
 def turn_between(a: Tensor, b: Tensor) -> Tensor:

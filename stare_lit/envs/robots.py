@@ -39,9 +39,10 @@ OFFICIAL_LAYOUTS = {
     "PutCarrotOnPlateInScene-v1": 24,
     "PutSpoonOnTableClothInScene-v1": 24,
     "StackGreenCubeOnYellowCubeBakedTexInScene-v1": 24,
+    "StackYellowCubeOnGreenCubeBakedTexInScene-v1": 24,
     "PutEggplantInBasketScene-v1": 64,
 }
-"""How many fixed layouts SimplerEnv evaluates of each Bridge task (``episode_id`` 0, 1, ...)."""
+"""How many fixed layouts SimplerEnv evaluates of each Bridge task (``episode_id`` 0, 1, ...); yellow on green is ours, its layouts with the roles exchanged."""
 
 
 def robot_of(task: str) -> Robot:

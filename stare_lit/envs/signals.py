@@ -118,7 +118,7 @@ def lift_peg_upright(env: Any, start_height: Tensor) -> Signals:
 
 
 def bridge(env: Any, start_height: Tensor) -> Signals:
-    """The four Bridge tasks: an object onto (or into) a target. ``grasped`` is live: the tasks' own flags stay set for the rest of the episode."""
+    """The Bridge tasks: an object onto (or into) a target. ``grasped`` is live: the tasks' own flags stay set for the rest of the episode."""
     source, target, tool = env.objs[env.source_obj_name], env.objs[env.target_obj_name], env.agent.robot.links_map[WIDOWX.tool]
     final = target.pose.p.clone()
     p = final + (source.pose.p - final).clamp(-FAR, FAR)
@@ -159,6 +159,7 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "PutCarrotOnPlateInScene-v1": ("put carrot on plate",),
     "PutSpoonOnTableClothInScene-v1": ("put the spoon on the towel",),
     "StackGreenCubeOnYellowCubeBakedTexInScene-v1": ("stack the green block on the yellow block",),
+    "StackYellowCubeOnGreenCubeBakedTexInScene-v1": ("stack the yellow block on the green block",),
     "PutEggplantInBasketScene-v1": ("put eggplant into yellow basket",),
 }
 """Those of the Bridge tasks are the benchmark's."""

@@ -58,9 +58,10 @@ def check_settings(task: str, **settings: Any) -> None:
 
 def missing_assets(task: str) -> list[str]:
     """Ids of the task's asset groups that are not on disk."""
-    import mani_skill.envs  # noqa: F401  registers the tasks
     from mani_skill.utils import assets
     from mani_skill.utils.registration import REGISTERED_ENVS
+
+    import stare_lit.envs.bridge  # noqa: F401  registers the tasks, ManiSkill's own too
 
     missing = []
     for asset in REGISTERED_ENVS[task].asset_download_ids or []:

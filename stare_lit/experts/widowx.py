@@ -1,4 +1,4 @@
-"""Scripted demonstrator for the four Bridge tasks (WidowX), acting in metres and radians of the arm's target pose.
+"""Scripted demonstrator for the Bridge tasks (WidowX), acting in metres and radians of the arm's target pose.
 
 A waypoint controller as those of the Panda: it reads the present geometry, remembers little, and tries again where the object slipped.
 """
@@ -49,10 +49,12 @@ class Job:
     slack: float = 0.02
 
 
+STACK = Job(symmetry=pi / 2, drop=0.004, slack=0.01)
 JOBS = {
     "PutCarrotOnPlateInScene-v1": Job(),
     "PutSpoonOnTableClothInScene-v1": Job(),
-    "StackGreenCubeOnYellowCubeBakedTexInScene-v1": Job(symmetry=pi / 2, drop=0.004, slack=0.01),
+    "StackGreenCubeOnYellowCubeBakedTexInScene-v1": STACK,
+    "StackYellowCubeOnGreenCubeBakedTexInScene-v1": STACK,
     "PutEggplantInBasketScene-v1": Job(carry=0.1, drop=0.03),
 }
 

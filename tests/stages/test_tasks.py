@@ -17,6 +17,7 @@ TASKS = (
     "PutSpoonOnTableClothInScene-v1",
     "StackCube-v1",
     "StackGreenCubeOnYellowCubeBakedTexInScene-v1",
+    "StackYellowCubeOnGreenCubeBakedTexInScene-v1",
     "Toy-v0",
 )
 
