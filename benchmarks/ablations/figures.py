@@ -125,7 +125,8 @@ def claims_table(matrix: Matrix, variants: list[Variant], runs: Runs) -> Table:
             value, low, high = interval(gain, *sides)
             values.append((value, low, high))
             shown.append(_percent(value, low, high, min(map(len, sides)), "+"))
-        signs = [("as the paper" if value > 0 else "the other way") + ("" if low > 0 or high < 0 else ", not certain") for value, low, high in values]
+        words = ["the other way", "no difference", "as the paper"]
+        signs = [words[int(np.sign(value)) + 1] + ("" if low > 0 or high < 0 else ", not certain") for value, low, high in values]
         found.add_row(better, worse, *shown, "; ".join(signs))
     return found
 
