@@ -117,7 +117,7 @@ class TestShipped:
     def test_no_word_is_unknown_to_the_shipped_tokenizer(self, in_root):
         prompts = VLAPolicy.from_pretrained("policies/push_cube_sft").prompts
         texts = [text for table in read_perturbations("instruction")["instruction"].instructions.values() for text in table]
-        assert len(texts) == 10 and not (prompts(texts) == prompts._tokenizer.token_to_id("<unk>")).any()
+        assert len(texts) == 11 and not (prompts(texts) == prompts._tokenizer.token_to_id("<unk>")).any()
 
 
 class TestDraws:
