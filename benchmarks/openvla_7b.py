@@ -126,7 +126,7 @@ def pairs(policy: VLAPolicy, num: int, device: torch.device) -> TensorDict:
 class OneBatch(LightningDataModule):
     """The same batch again and again, and what the modules read of their data."""
 
-    temperature, env_steps, lag, stage_names = 1.0, 0, 0, ("first", "second")
+    temperature, env_steps, lag, group_size, stage_names = 1.0, 0, 0, None, ("first", "second")
     reward = SimpleNamespace(gamma=0.99, bootstrap_truncation=True)
     seconds = {"simulate": 1.0, "policy": 1.0, "wait": 1.0}
 

@@ -73,8 +73,8 @@ def test_every_command_of_the_matrix_parses(variant, tmp_path):
 
 
 def test_what_cannot_be_run_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="task='PutCarrotOnPlateInScene-v1', observation='state': not in the matrix, which has StackCube-v1"):
-        SHIPPED.variant("PutCarrotOnPlateInScene-v1", "state")
+    with pytest.raises(ValueError, match="task='PutSpoonOnTableClothInScene-v1', observation='state': not in the matrix, which has StackCube-v1"):
+        SHIPPED.variant("PutSpoonOnTableClothInScene-v1", "state")
     with pytest.raises(ValueError, match="'nothing' is no cell"):
         plan.read_matrix(written(tmp_path, tables={"offline": ["nothing"]}))
     below = {"sft": {"phase": "imitation"}, "ipi": {"phase": "interaction", "after": "ppo"}, "ppo": {"phase": "interaction", "after": "sft"}}

@@ -143,7 +143,7 @@ class TestEveryTask:
         spec, passed, num = get_spec(task), 0, NUM_RANDOM[robot_of(task)]
         generator, limit = torch.Generator().manual_seed(0), torch.tensor(env.action_limit)
         for seed in range(1000, 1000 + num, env.batch_size.numel()):
-            td = env.reset(seed=seed) if task == "Toy-v0" else env.reset(seed=seed, exact=False)
+            td = env.reset(seed=list(range(seed, seed + NUM_DEMOS))) if task == "Toy-v0" else env.reset(seed=seed, exact=False)
             index = initial(spec, dict(td[keys.SIGNALS].items()))
             best = index.clone()
             for _ in range(env.max_episode_steps):

@@ -23,11 +23,11 @@ def demos(
     """Collect demonstrations of a task, or import ManiSkill's own; called again, it goes on where it stopped.
 
     Args:
-        task: a ManiSkill3 task (PushCube-v1, PullCube-v1, StackCube-v1, LiftPegUpright-v1) or Toy-v0.
+        task: one of the tasks that the README lists, such as PushCube-v1 or Toy-v0.
         num_episodes: successful episodes wanted.
         out: folder to write to; by default data/demos/<task>-<image size>px-noise<noise> (<task>-state-noise<noise>).
         image_size: pixels of the square camera image.
-        action_noise: standard deviation of noise on the executed translations (an action of 1 is the longest step); labels stay noise-free.
+        action_noise: standard deviation of noise on the executed translations, as a share of the longest step; labels stay noise-free.
         max_episode_steps: steps within which a demonstration must succeed; by default the task's own limit.
         visuals: renderer meshes; auto takes light ones where the renderer is a CPU.
         observation: state records the privileged low-dimensional observation and renders nothing.

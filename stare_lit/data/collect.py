@@ -24,7 +24,7 @@ from stare_lit import keys
 from stare_lit.data.demonstrator import DemoSettings, run_expert
 from stare_lit.data.trajectories import Trajectories, TrajectoryWriter
 from stare_lit.envs.factory import TOY
-from stare_lit.envs.pool import end_with_parent
+from stare_lit.envs.orphans import end_with_parent
 from stare_lit.envs.seeds import SEED_RANGES
 
 BLOCK_SECONDS = 900.0

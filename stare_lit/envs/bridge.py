@@ -29,6 +29,9 @@ MIN_GAP = 0.075
 SPREAD = {"flat_table": (0.03, 0.03), "sink": (0.02, 0.0)}
 """Metres along x and y by which the object and the target are moved at most, on the table and in the sink (whose basket stays)."""
 
+MAX_SLIP = 0.15
+"""Metres that an object may be from its drawn place when it has come to rest. In the sink one of fifty is put into a wall, which throws it out."""
+
 WIDTH, HEIGHT = 640, 480
 """Pixels of the official camera."""
 INTRINSIC = np.array([[623.588, 0.0, 319.501], [0.0, 623.588, 239.545], [0.0, 0.0, 1.0]])
@@ -94,12 +97,19 @@ class SeededLayouts:
             return
         official = self.xyz_configs, self.quat_configs
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # ManiSkill has seeded the global one
-        place, orientation = draw_layout(*official, SPREAD[self.scene_setting], generator)
-        self.xyz_configs, self.quat_configs = place[None], orientation[None]
-        try:
-            super()._initialize_episode(env_idx, options | {"episode_id": torch.zeros(1, dtype=torch.int64)})  # type: ignore[misc]
-        finally:
-            self.xyz_configs, self.quat_configs = official
+        at_rest = False
+        while not at_rest:
+            place, orientation = draw_layout(*official, SPREAD[self.scene_setting], generator)
+            self.xyz_configs, self.quat_configs = place[None], orientation[None]
+            for thing in self.objs.values():  # of a layout that was thrown out
+                thing.set_linear_velocity(torch.zeros(1, 3))
+                thing.set_angular_velocity(torch.zeros(1, 3))
+            try:
+                super()._initialize_episode(env_idx, options | {"episode_id": torch.zeros(1, dtype=torch.int64)})  # type: ignore[misc]
+            finally:
+                self.xyz_configs, self.quat_configs = official
+            found = torch.cat([thing.pose.p for thing in self.objs.values()])
+            at_rest = bool(((found - place).norm(dim=-1) <= MAX_SLIP).all())
 
     def _get_obs_extra(self: Any, info: dict[str, Any]) -> dict[str, Tensor]:
         """What the `state` variant knows beside the joints: tool, object and target, and the ways between them."""

@@ -86,8 +86,7 @@ class ManiSkillEnv(EnvBase):
         self.task, self.chunk_size, self.action_dim = task, chunk_size, ACTION_DIM
         self.perturbation, self.instructions = perturbation, perturbation.instructions_of(task, INSTRUCTIONS[task])
         self.max_episode_steps = max_episode_steps or horizon
-        self.robot = robot_of(task)
-        self.action_limit = self.robot.action_limit
+        self.robot, self.action_limit = robot_of(task), robot_of(task).action_limit
         self.cameras, self.observation = tuple(cameras or (self.robot.camera,)), observation
         self.terminate_on_success, self.seed_range, self.dense_reward = terminate_on_success, tuple(seed_range), dense_reward
         self._num = num_envs
@@ -114,7 +113,6 @@ class ManiSkillEnv(EnvBase):
         perturb_scene(self._sim, self.task, self.perturbation)
         self._stepper = EndEffectorStepper(self._sim) if EndEffectorStepper.fits(self._sim) else None
 
-    # -- what is measured ----------------------------------------------------------------------------------------------
     def _shaped(self, value: Tensor) -> Tensor:
         """[N, ...] of the simulator -> the environment's batch."""
         return value if self.batch_size else value[0]
@@ -135,7 +133,6 @@ class ManiSkillEnv(EnvBase):
             observation["image"] = images if len(images) > 1 else next(iter(images.values()))
         return {keys.OBSERVATION: observation, keys.SIGNALS: signals}
 
-    # -- TorchRL hooks -------------------------------------------------------------------------------------------------
     def _set_seed(self, seed: int | None) -> None:
         """Episodes from the next reset on are a function of ``seed`` alone."""
         self._generator = torch.Generator().manual_seed(0 if seed is None else int(seed))
@@ -172,13 +169,13 @@ class ManiSkillEnv(EnvBase):
                 observed[keys.SIGNALS][name] = torch.where(fresh, value, observed[keys.SIGNALS][name])
         nothing = torch.zeros(self._num, 1)
         outcome = {keys.STEP_REWARD: nothing.expand(-1, self.chunk_size), keys.NUM_STEPS: nothing.long(), keys.SUCCESS: self._succeeded[:, None]}
-        return self._finish(observed, outcome | ({keys.DENSE_REWARD: nothing} if self.dense_reward else {}))
+        content = self._content(observed, outcome | ({keys.DENSE_REWARD: nothing} if self.dense_reward else {}))
+        return TensorDict(content, batch_size=self.batch_size, device=self.device)
 
-    def _finish(self, observed: dict[Any, Any], outcome: dict[Any, Tensor]) -> TensorDict:
+    def _content(self, observed: dict[Any, Any], outcome: dict[Any, Tensor]) -> dict[Any, Any]:
         """What was observed, in the environment's batch, and the ``outcome`` [N, ...] of a decision."""
         counts = {keys.INSTRUCTION_ID: torch.zeros(self._num, dtype=torch.int64), keys.EPISODE_SEED: self._seeds.clone()}
-        content = observed | {name: self._shaped(value) for name, value in (counts | outcome).items()}
-        return TensorDict(content, batch_size=self.batch_size, device=self.device)
+        return observed | {name: self._shaped(value) for name, value in (counts | outcome).items()}
 
     def _advance(self, action: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """One control step: the simulator's info and its dense reward [N] (0 where it was not asked for)."""
@@ -191,14 +188,18 @@ class ManiSkillEnv(EnvBase):
         return info, self._sim.get_reward(obs=seen, action=action, info=info)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        chunk = tensordict[keys.ACTION_CHUNK].reshape(self._num, self.chunk_size, ACTION_DIM).to(self._sim.device)
+        return TensorDict(self.decide(tensordict[keys.ACTION_CHUNK], tensordict.get("_step", None)), batch_size=self.batch_size, device=self.device)
+
+    def decide(self, chunk: Tensor, mask: Tensor | None = None) -> dict[Any, Any]:
+        """What one decision leads to, as nested dictionaries: a TensorDict of them would take a tenth of a step of the state variant."""
+        chunk = chunk.reshape(self._num, self.chunk_size, ACTION_DIM).to(self._sim.device)
         chunk = self.perturbation.disturbed(chunk, self._seeds, self._sim.elapsed_steps, self.action_limit)
-        info, outcome = self._execute_alone(chunk) if self._num == 1 else self._execute(chunk, tensordict.get("_step", None))
+        info, outcome = self._execute_alone(chunk) if self._num == 1 else self._execute(chunk, mask)
         if not self.dense_reward:
             del outcome[keys.DENSE_REWARD]
         outcome[keys.REWARD] = outcome[keys.STEP_REWARD].sum(-1, keepdim=True)
         outcome[keys.DONE] = outcome[keys.TERMINATED] | outcome[keys.TRUNCATED]
-        return self._finish(self._observe(info), outcome)
+        return self._content(self._observe(info), outcome)
 
     def _execute_alone(self, chunk: Tensor) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
         """``_execute`` of one scene, on scalars: tensors of one number cost a tenth of a step of the state variant."""

@@ -7,7 +7,6 @@ not say so, its parent spins on a core that the simulators need, and it builds o
 import gc
 import multiprocessing.connection
 import os
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +18,22 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
+from stare_lit.envs.orphans import end_with_parent
 
 SPECS = ("observation_spec", "full_action_spec", "full_reward_spec", "full_done_spec")
 ATTRIBUTES = ("chunk_size", "action_dim", "instructions", "signal_names", "max_episode_steps", "seed_range")
+
+
+Rows = dict[str, Any]  # tensors by key, nested as the TensorDict is
+
+
+def _copy(found: Any, row: Rows) -> None:
+    """Write the tensors of ``found`` (nested dictionaries or a TensorDict) into those of ``row``."""
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            row[name].copy_(value)
+        else:
+            _copy(value, row[name])
 
 
 class Worker:
@@ -29,8 +41,8 @@ class Worker:
 
     def __init__(self, make: Callable[[], EnvBase], num_envs: int) -> None:
         self.envs = [make() for _ in range(num_envs)]
-        self.rows: list[dict[Any, Tensor]] = []
-        self.actions: list[TensorDict] = []
+        self.rows: list[Rows] = []
+        self.chunks: tuple[Tensor, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Specs and attributes of one environment."""
@@ -39,37 +51,25 @@ class Worker:
 
     def attach(self, rows: TensorDictBase, chunks: Tensor) -> None:
         """Where to write results and to read actions, one row an environment."""
-        self.rows = [dict(row.items(include_nested=True, leaves_only=True)) for row in rows.unbind(0)]
-        self.actions = [TensorDict({keys.VLA_ACTION: {"chunk": chunk}}, batch_size=[]) for chunk in chunks.unbind(0)]
+        self.rows = [row.to_dict() for row in rows.unbind(0)]
+        self.chunks = chunks.unbind(0)
 
     def step(self, which: Sequence[int]) -> None:
         """One decision of each environment named."""
         for i in which:
-            self._write(i, self.envs[i]._step(self.actions[i]))
+            _copy(self.envs[i].decide(self.chunks[i]), self.rows[i])
 
     def reset(self, seeds: dict[int, int], exact: bool) -> None:
         """Start an episode in each environment named."""
         for i, seed in seeds.items():
-            self._write(i, self.envs[i]._reset(None, seed=seed, exact=exact))
+            _copy(self.envs[i]._reset(None, seed=seed, exact=exact), self.rows[i])
             for key in (keys.DONE, keys.TERMINATED, keys.TRUNCATED, keys.REWARD):
                 self.rows[i][key].zero_()
-
-    def _write(self, i: int, result: TensorDictBase) -> None:
-        row = self.rows[i]
-        for name, value in result.items(include_nested=True, leaves_only=True):
-            row[name].copy_(value)
 
     def close(self) -> None:
         """Free the simulators."""
         for env in self.envs:
             env.close()
-
-
-def end_with_parent() -> None:
-    """In a worker process: a thread that ends it as soon as its parent is gone, whatever it is doing and however the parent ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (multiprocessing.connection.wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _serve(connection: Any, make: Callable[[], EnvBase], num_envs: int) -> None:
@@ -101,7 +101,7 @@ class EnvironmentPool(EnvBase):
     after ``step_timeout``: one clear error, and no process stays behind.
 
     Args:
-        make: makes one environment with batch size ``[]`` whose ``_reset`` takes ``seed`` and ``exact``; picklable.
+        make: makes one environment with batch size ``[]`` whose ``_reset`` takes ``seed`` and ``exact``, and with ``decide`` (see ``ManiSkillEnv``); picklable.
         num_envs: environments.
         num_workers: processes; ``num_envs`` must divide over them.
         rebuild_on_seed: build every simulator anew at the first reset after ``set_seed``, so that what follows is a function of the seed to the bit.

@@ -54,14 +54,18 @@ class Counter(EnvBase):
         return self._observe(0)
 
     def _step(self, tensordict):
-        action = float(tensordict[keys.ACTION_CHUNK][0, 0])
+        return TensorDict(self.decide(tensordict[keys.ACTION_CHUNK]), [])
+
+    def decide(self, chunk):
+        action = float(chunk[0, 0])
         if action == RAISES:
             raise KeyError("no such cube")
         if action == HANGS:
             time.sleep(60)
         self.state[1:] += 1
         done = torch.tensor([bool(self.state[1] > self.state[0] % 4)])
-        return self._observe(1).update({keys.REWARD: torch.ones(1), keys.DONE: done, keys.TERMINATED: done, keys.TRUNCATED: torch.zeros_like(done)})
+        outcome = {keys.REWARD: torch.ones(1), keys.DONE: done, keys.TERMINATED: done, keys.TRUNCATED: torch.zeros_like(done)}
+        return self._observe(1).update(outcome).to_dict()
 
 
 class Impossible(Counter):
