@@ -54,3 +54,18 @@ def simulated(vulkan: None) -> Callable[[str], str]:
         return task
 
     return check
+
+
+@pytest.fixture
+def assert_parses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[[list[str]], None]:
+    """``assert_parses(words)``: ``stare`` accepts these words, as it would from the project's folder, before anything is made of them."""
+    from stare_lit.cli.main import main
+
+    monkeypatch.chdir(Path(__file__).parents[1])
+
+    def check(words: list[str]) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--print_config"])
+        assert ended.value.code == 0, (words, capsys.readouterr().err[-2000:])
+
+    return check
