@@ -1,5 +1,6 @@
 """Demonstrations: scripted experts in many processes, one folder of trajectories that does not depend on how many."""
 
+import gc
 import math
 import os
 import signal
@@ -9,6 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
@@ -19,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.stats import binomtest
 from tensordict import NestedKey, TensorDict, TensorDictBase
+from torchrl.envs import EnvBase
 
 from stare_lit import keys
 from stare_lit.data.demonstrator import DemoSettings, run_expert
@@ -26,6 +29,7 @@ from stare_lit.data.trajectories import Trajectories, TrajectoryWriter
 from stare_lit.envs.factory import TOY
 from stare_lit.envs.orphans import end_with_parent
 from stare_lit.envs.seeds import SEED_RANGES
+from stare_lit.types import Expert
 
 BLOCK_SECONDS = 900.0
 """A worker that takes longer for its 10 episodes hangs (a simulator starts and runs them in half a minute)."""
@@ -151,13 +155,17 @@ def _select(data: TensorDictBase, table: TensorDictBase, chosen: torch.Tensor) -
 def _run_blocks(settings: DemoSettings, blocks: Iterable[range], num_workers: int, missing: Callable[[], int]) -> Iterator[Block]:
     """The blocks of seeds, run, in their order.
 
-    Blocks lie on a fixed grid and each is run in a new environment: a simulator that has run other episodes before gives slightly different
-    contacts even after a seeded reset (measured on PushCube-v1: up to 0.04 in the state observation from the first touch on).
+    Blocks lie on a fixed grid, so that a run which goes on later runs the same ones. What ran before does not matter: the simulator is built
+    anew for each episode.
     ``missing()`` says how many successes are still needed, so that no more blocks are under way than may be of use.
     """
     if num_workers == 0:
-        for seeds in blocks:
-            yield seeds, *_run(settings, seeds)
+        acting = settings.demonstrator()
+        try:
+            for seeds in blocks:
+                yield seeds, *_run(settings, seeds, acting)
+        finally:
+            acting[0].close()
         return
     upcoming = iter(blocks)
     executor = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_start_worker)
@@ -190,17 +198,21 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def _run(settings: DemoSettings, seeds: range) -> tuple[TensorDict, TensorDict]:
-    env, expert = settings.demonstrator()
-    try:
-        return run_expert(env, expert, list(seeds), action_noise=settings.action_noise, hold=settings.hold)
-    finally:
-        env.close()
+def _run(settings: DemoSettings, seeds: range, acting: tuple[EnvBase, Expert]) -> tuple[TensorDict, TensorDict]:
+    return run_expert(*acting, list(seeds), action_noise=settings.action_noise, hold=settings.hold)
+
+
+@cache
+def _acting(settings: DemoSettings) -> tuple[EnvBase, Expert]:
+    """In a worker, which ends with it."""
+    acting = settings.demonstrator()
+    gc.freeze()  # the simulator collects garbage at each rebuild, a third of an episode's time; what exists by now never is any
+    return acting
 
 
 def _run_as_arrays(settings: DemoSettings, seeds: range) -> tuple[dict[NestedKey, np.ndarray], ...]:
     """In a worker; arrays, for tensors would travel as open files of shared memory."""
-    return tuple({name: value.numpy() for name, value in part.items(True, True)} for part in _run(settings, seeds))
+    return tuple({name: value.numpy() for name, value in part.items(True, True)} for part in _run(settings, seeds, _acting(settings)))
 
 
 def _tensors(arrays: dict[NestedKey, np.ndarray]) -> dict[NestedKey, torch.Tensor]:

@@ -27,7 +27,7 @@ KEPT = (keys.OBSERVATION, keys.SIGNALS, keys.INSTRUCTION_ID, keys.EPISODE_SEED, 
 ACTION_DIM = 7
 HOLD = 10  # steps that the Bridge expert needs to let go and to rise, and a few of rest
 TOY_BATCH = 64  # toy episodes run side by side
-EPISODES_PER_BLOCK = 10  # ManiSkill episodes that are run in one simulator; making another takes 0.3 s
+EPISODES_PER_BLOCK = 10  # ManiSkill episodes that a worker sends back together
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DemoSettings:
 
     @property
     def block(self) -> int:
-        """Episodes that are run in one environment, and sent back together; fixed, for the data must not depend on it."""
+        """Episodes that a worker runs and sends back together; fixed, for a run that goes on must run the same ones."""
         return TOY_BATCH if self.task == TOY else EPISODES_PER_BLOCK
 
     @property
