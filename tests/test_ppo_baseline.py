@@ -80,7 +80,7 @@ def test_table_marks_what_was_cut():
     cell = {"reached": True, "env_steps": 60_000, "seconds": 90.0, "best_success": 0.93}
     cells = {"PushCube-v1/stock/0": cell | {"reached": False, "best_success": 0.5}, "PushCube-v1/scratch/0": cell}
     found = ppo_baseline.table(cells, ["PushCube-v1"], [0])
-    assert list(found.columns[2].cells) == ["> 60k, 90 s (best 0.50)", "60k, 90 s", "-", "-", "-"]
+    assert list(found.columns[2].cells) == ["> 60,000, 90 s (best 0.50)", "60,000, 90 s", "-", "-", "-"]
 
 
 def test_a_missing_baseline_says_where_to_get_it(tmp_path):
