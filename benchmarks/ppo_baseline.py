@@ -105,9 +105,9 @@ def run(command: list[str], log: Path) -> float:
 
 
 def imitate(task: str, seed: int, folder: Path, name: str, arguments: list[str]) -> dict[str, Any]:
-    """Demonstrations and SFT, from nothing; what they took. Kept in ``folder``, for several arms start from it."""
+    """Demonstrations and SFT, from nothing; what they took. Kept in ``folder`` for these ``arguments``, for several arms start from it."""
     path = folder / f"{name}.json"
-    if not path.is_file():
+    if not path.is_file() or json.loads(path.read_text())["arguments"] != arguments:
         demos, run_dir = folder / f"{name}-demos-{os.getpid()}", folder / f"{name}-sft-{os.getpid()}"
         policy = str(run_dir / "policy")
         save = f"--trainer.callbacks={json.dumps([STATISTICS, {'class_path': 'ours.Save', 'init_args': {'path': policy}}])}"
@@ -115,7 +115,7 @@ def imitate(task: str, seed: int, folder: Path, name: str, arguments: list[str])
         stored = Trajectories(demos)
         lengths, attempts = stored.episodes["length"], stored.infos[-1]["seeds"][1] - stored.metadata.config["seed_range"][0]
         steps = int(lengths.sum()) + HORIZON * (attempts - stored.num_episodes)  # an expert that fails does so to the end
-        write_json(path, {"seconds": seconds, "env_steps": steps, "demos": stored.num_episodes, "attempts": attempts, "policy": policy})
+        write_json(path, {"seconds": seconds, "env_steps": steps, "demos": stored.num_episodes, "attempts": attempts, "policy": policy, "arguments": arguments})
     return json.loads(path.read_text())
 
 
@@ -141,7 +141,7 @@ def run_cell(arm: str, task: str, seed: int, *, baseline: Path, root: Path, limi
     best = max(point["success"] for point in found["points"])
     end = found["points"][-1]
     shown = [word.replace(f"{baseline.parent}{os.sep}", "").replace(f"{ROOT}{os.sep}", "") for word in command[1:]]  # without the folders of this machine
-    paid = {name: value for name, value in charged.items() if name != "policy"}
+    paid = {name: value for name, value in charged.items() if name not in ("policy", "arguments")}
     return {"env_steps": end["env_steps"], "seconds": end["seconds"], "best_success": best, "charged": paid, **found, "command": shown}
 
 
