@@ -2,9 +2,11 @@
 
 Run alone on the machine: python benchmarks/endurance.py [--minutes 30] [--config configs/sta_ppo.yaml]
 
-Runs `stare fit` without its evaluations, reads the memory of its whole process tree from /proc (proportional set size: shared pages count once) every few
-seconds and the rate of each round from its log, and fits a line through each; the first fifth, in which caches fill, is left out. A leak is a slope whose
-interval excludes zero and that would matter: more than one per cent of the level in an hour.
+Runs `stare fit` without its evaluations and with a learning rate at which the policy stays as it is: one that learns has shorter episodes, so more resets in
+a round. Reads the memory of its whole process tree from /proc (proportional set size: shared pages count once) every few seconds and the seconds of each
+round from its log, and fits a line through the seconds and through the least memory of each round (between sampling and learning it goes up and down); the
+first fifth, in which caches fill, is left out. A leak is a slope whose interval excludes zero and that would matter: more than one per cent of the level in
+an hour.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from rich.table import Table
@@ -64,11 +67,18 @@ def trend(hours: list[float], values: list[float]) -> dict[str, float]:
     return {"level": level, "slope_per_hour": fit.slope, "low": fit.slope - half, "high": fit.slope + half, "points": len(settled)}
 
 
+def least(samples: list[tuple[float, float]], ends: list[float]) -> tuple[list[float], list[float]]:
+    """Of each round but the first: the hours from the first one's end to its own, and its least MiB; ``ends`` are in the seconds of the samples."""
+    spans = [[size for at, size in samples if begin <= at < end] for begin, end in pairwise(ends)]
+    found = [((end - ends[0]) / 3600, min(sizes)) for sizes, end in zip(spans, ends[1:], strict=True) if sizes]
+    return [at for at, _ in found], [size for _, size in found]
+
+
 def observe(config: str, minutes: float, every: float, extra: list[str]) -> tuple[list[tuple[float, float]], list[dict[str, float]]]:
     """(seconds, MiB) samples of a run, and the rows of its rounds."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "stare_lit", "fit", "--config", config, "--run_dir", f"{folder}/run", "--trainer.max_epochs=-1"]
-        command += ["--trainer.max_time", time.strftime("00:%H:%M:%S", time.gmtime(60 * minutes))]
+        command += ["--model.learning_rate=1e-12", "--trainer.max_time", time.strftime("00:%H:%M:%S", time.gmtime(60 * minutes))]
         command += ['--trainer.callbacks=[{"class_path": "stare_lit.callbacks.NonFiniteGuard"}]']
         run = subprocess.Popen([*command, *extra], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"WANDB_MODE": "disabled"})
         samples, started = [], time.perf_counter()
@@ -92,18 +102,20 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     samples, rounds = observe(arguments.config, arguments.minutes, arguments.every, arguments.extra)
     seconds = [sum(row[f"time/{part}"] for part in ("simulate", "policy", "update")) for row in rounds]
-    ends = [sum(seconds[: i + 1]) / 3600 for i in range(len(seconds))]
-    warm = [sample for sample in samples if sample[0] > samples[-1][0] - sum(seconds)]  # from the first round on
+    ends = list(accumulate(seconds))
+    hours = [end / 3600 for end in ends]
+    start = samples[-1][0] - ends[-1]  # of the first round
     fits = {
-        "memory, MiB": trend([at / 3600 for at, _ in warm], [size for _, size in warm]),
-        "environment steps/s": trend(ends, [row["time/env_steps_per_second"] for row in rounds]),
+        "least memory of a round, MiB": trend(*least(samples, [start + end for end in ends])),
+        "seconds of a round": trend(hours, seconds),
+        "environment steps/s": trend(hours, [row["time/env_steps_per_second"] for row in rounds]),
     }
     table = Table(
         "what", "level", "change an hour", "95 %", "share of the level", title=f"{arguments.config}, {arguments.minutes:g} minutes, {len(rounds)} rounds"
     )
     for name, fit in fits.items():
         share = fit["slope_per_hour"] / fit["level"]
-        table.add_row(name, f"{fit['level']:.0f}", f"{fit['slope_per_hour']:+.1f}", f"{fit['low']:+.1f} .. {fit['high']:+.1f}", f"{share:+.1%}")
+        table.add_row(name, f"{fit['level']:.1f}", f"{fit['slope_per_hour']:+.1f}", f"{fit['low']:+.1f} .. {fit['high']:+.1f}", f"{share:+.1%}")
     console().print(table)
     save(arguments.output, arguments, {"fits": fits, "memory": samples[:: max(1, len(samples) // 200)], "rounds": rounds})
 

@@ -63,6 +63,11 @@ def test_endurance_sees_a_leak_and_no_noise():
     assert level["low"] < 0 < level["high"] and level["level"] == pytest.approx(1000, abs=1)
 
 
+def test_endurance_takes_the_least_memory_of_a_round():
+    samples = [(10.0, 7.0), (30.0, 900.0), (40.0, 500.0), (60.0, 510.0), (70.0, 950.0), (100.0, 1.0)]
+    assert load("endurance").least(samples, [20.0, 56.0, 92.0]) == ([0.01, 0.02], [500.0, 510.0])
+
+
 def test_endurance_counts_the_memory_of_children():
     endurance, block = load("endurance"), 64
     alone = endurance.memory(os.getpid())
