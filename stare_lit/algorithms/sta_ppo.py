@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from stare_lit import keys
 from stare_lit.algorithms.lora import LoraSettings
-from stare_lit.algorithms.optim import require_positive, require_share, split_value_head
+from stare_lit.algorithms.optim import Schedule, require_positive, require_share, split_value_head, warmup_schedule
 from stare_lit.algorithms.phase import PhaseModule
 from stare_lit.envs.rollout import MASK
 from stare_lit.objectives.executed import sum_executed
@@ -43,6 +44,7 @@ class StaPPOModule(PhaseModule):
         micro_batch_size: most decisions in one forward and backward pass; their gradients add up to those of the minibatch. None never splits.
         learning_rate: of AdamW for the policy.
         value_learning_rate: of AdamW for the value head.
+        schedule: of both learning rates over the rounds: ``constant``, or ``cosine`` to 5 % of them at ``trainer.max_epochs``.
         weight_decay: of AdamW.
         max_grad_norm: of all gradients together.
         target_kl: a round's passes end once the mean approximate KL of a pass exceeds it; null: never.
@@ -67,6 +69,7 @@ class StaPPOModule(PhaseModule):
         micro_batch_size: int | None = None,
         learning_rate: float = 1e-4,
         value_learning_rate: float = 3e-3,
+        schedule: Schedule = "constant",
         weight_decay: float = 0.0,
         max_grad_norm: float = 10.0,
         target_kl: float | None = 0.05,
@@ -92,13 +95,15 @@ class StaPPOModule(PhaseModule):
         self.lmbda, self.clip_epsilon, self.clip_value, self.huber_delta = lmbda, clip_epsilon, clip_value, huber_delta
         self.entropy_coeff, self.critic_coeff, self.num_epochs, self.minibatch_size = entropy_coeff, critic_coeff, num_epochs, minibatch_size
         self.micro_batch_size = micro_batch_size
-        self.learning_rate, self.value_learning_rate, self.weight_decay = learning_rate, value_learning_rate, weight_decay
+        self.learning_rate, self.value_learning_rate, self.schedule, self.weight_decay = learning_rate, value_learning_rate, schedule, weight_decay
         self.max_grad_norm, self.target_kl, self.value_warmup_rounds = max_grad_norm, target_kl, value_warmup_rounds
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         policy, value = split_value_head(self.policy)
         groups = [{"params": policy, "lr": self.learning_rate}, {"params": value, "lr": self.value_learning_rate}]
-        return torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        rounds = self.trainer.max_epochs if self.schedule == "cosine" else None
+        return {"optimizer": optimizer, "lr_scheduler": warmup_schedule(optimizer, warmup_steps=0, total_steps=rounds, schedule=self.schedule)}
 
     def prepare_data(self) -> None:
         """Checks before any work that the data's rounds are made for these advantages."""
@@ -138,6 +143,7 @@ class StaPPOModule(PhaseModule):
             if self.target_kl is not None and divergence / passes / self.trainer.world_size > self.target_kl:  # alike in all processes
                 stopped = True
                 break
+        self.lr_schedulers().step()
         metrics = {f"train/{name}": value / count for name, value in totals.items()}
         metrics["train/epochs"] = torch.tensor(float(epoch + 1))
         metrics["train/stopped_by_kl"] = torch.tensor(float(stopped))

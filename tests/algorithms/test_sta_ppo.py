@@ -156,10 +156,22 @@ def test_an_image_is_seen_once_a_pass_and_stays_uint8(tmp_path):
 
 def test_value_head_has_a_learning_rate_of_its_own():
     module = StaPPOModule(policy(), learning_rate=1e-5, value_learning_rate=1e-2)
-    trunk, head = module.configure_optimizers().param_groups
+    trunk, head = module.configure_optimizers()["optimizer"].param_groups
     assert (trunk["lr"], head["lr"]) == (1e-5, 1e-2)
     assert {id(p) for p in head["params"]} == {id(p) for p in module.policy.value_head.parameters()}
     assert len(trunk["params"]) + len(head["params"]) == len(list(module.policy.parameters()))
+
+
+def test_both_learning_rates_fall_over_the_rounds(tmp_path):
+    module, seen = StaPPOModule(policy(), learning_rate=1e-3, value_learning_rate=1e-2, schedule="cosine", value_warmup_rounds=0, num_epochs=2), []
+    module.on_before_optimizer_step = lambda optimizer: seen.append([group["lr"] for group in optimizer.param_groups])
+    fit(tmp_path, module, epochs=2)
+    assert seen == [[1e-3, 1e-2]] * 2 + [[pytest.approx(0.525e-3), pytest.approx(0.525e-2)]] * 2
+
+
+def test_an_endless_run_has_no_cosine(tmp_path):
+    with pytest.raises(ValueError, match="schedule='cosine' needs to know its end"):
+        fit(tmp_path, StaPPOModule(policy(), schedule="cosine"), epochs=-1)
 
 
 def test_ppo_is_a_setting_of_the_reward(tmp_path):
