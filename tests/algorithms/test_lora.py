@@ -15,7 +15,7 @@ def policy():
 def test_interaction_trains_adapter_and_value_head():
     module = StaPPOModule(policy(), lora=LoraSettings(rank=2))
     module.configure_model()
-    adapter, value = (group["params"] for group in module.configure_optimizers().param_groups)
+    adapter, value = (group["params"] for group in module.configure_optimizers()["optimizer"].param_groups)
     assert {id(parameter) for parameter in value} == {id(parameter) for parameter in module.policy.value_head.parameters()}
     names = {id(parameter): name for name, parameter in module.policy.named_parameters()}
     assert adapter and all("lora_" in names[id(parameter)] for parameter in adapter)
