@@ -46,6 +46,7 @@ RESULT = Path(__file__).parent / "results" / "ppo_baseline.json"
 TARGET = 0.9
 NUM_WORKERS = 2
 HORIZON = 50
+ROUND = 800  # environment steps of a round of ours
 SEEDS = (0, 1, 2)
 ARMS = ("stock", "scratch", "demos", "few", "few_sparse")  # in this order for each seed and task, so that a drift of the machine hits all alike
 FIRST_SEED = SEED_RANGES["validation"][0]
@@ -85,12 +86,14 @@ def fit_command(config: str, seed: int, run_dir: Path, *arguments: str) -> list[
 
 
 def ppo_command(config: str, seed: int, run_dir: Path, record: Path, started: float, limits: Limits, charged: dict[str, float], *arguments: str) -> list[str]:
-    """StA-PPO, recorded in place of the configuration's own evaluation; it would go on far beyond the cap."""
+    """StA-PPO, recorded in place of the configuration's own evaluation; as many rounds as the cap has, which is what a schedule falls over."""
     settings = {"record": str(record), "started": started, "limits": vars(limits), "num_workers": NUM_WORKERS}
     if charged:
         settings |= {"charged_steps": charged["env_steps"], "charged_seconds": charged["seconds"]}
     callbacks = ([] if charged else [STATISTICS]) + [{"class_path": "ours.Record", "init_args": settings}]
-    return fit_command(config, seed, run_dir, f"--trainer.callbacks={json.dumps(callbacks)}", "--trainer.max_epochs=100000", *arguments)
+    return fit_command(
+        config, seed, run_dir, f"--trainer.callbacks={json.dumps(callbacks)}", f"--trainer.max_epochs={-(-limits.max_steps // ROUND)}", *arguments
+    )
 
 
 def run(command: list[str], log: Path) -> float:
