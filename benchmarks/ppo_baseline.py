@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
                 if name in content["cells"]:
                     continue
                 console().print(f"{name} ...")
-                limits = replace(LIMITS[task], max_steps=100, every=100, num_episodes=2) if given.tiny else LIMITS[task]
+                limits = replace(LIMITS[task], max_steps=80, every=80, num_episodes=2) if given.tiny else LIMITS[task]
                 cell = run_cell(arm, task, seed, baseline=given.baseline.resolve(), root=given.root, limits=limits, smaller=smaller)
                 content["cells"][name] = cell | {"limits": vars(limits)}
                 configs = {path.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs" / "state").glob("*.yaml"))}

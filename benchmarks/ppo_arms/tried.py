@@ -24,7 +24,7 @@ TRIED = {
             "action_prior 0.4, lr 1e-3, 4 epochs of 100, entropy_coeff -0.01": "0.52 at 22k, 0.32 at 32k, 0.70 at 42k, 0.70 at 53k, 0.62 at 60k",
         },
         PUSH_100: {
-            "constant learning rates": "90 % at 156,800 steps and 360 s, over 160,000 (best 0.85) and 317 s, 125,600 and 264 s: seeds 0 to 2, alone on the machine",
+            "constant learning rates": "seeds 0 to 2, alone: 0.9 at 156,800 steps, 360 s; over 160,000 (best 0.85), 317 s; 125,600, 264 s",
             "constant learning rates, seed 0, once more": "0.00 at 10k, 0.50 at 21k, 0.67 at 31k, 0.72 at 42k, 0.88 at 52k, 0.82 at 62k",
             "4 epochs of 100": "0.16 at 22k, 0.64 at 42k, 0.62 at 63k, 0.62 at 84k, 0.77 at 94k, 0.87 at 126k, 0.84 at 136k; stopped there",
             "5 epochs of 200": "0.04 at 10k, 0.12 at 21k, 0.65 at 31k, 0.82 at 42k, 0.85 at 52k, 0.65 at 62k",
