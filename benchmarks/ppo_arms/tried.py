@@ -1,4 +1,4 @@
-"""Settings of `ppo_baseline.py` that were tried before, with their greedy success; one run each, the machine shared."""
+"""Settings of `ppo_baseline.py` that were tried before, with their greedy success; one run each, the machine shared, learning rates constant."""
 
 PUSH, PUSH_100 = (f"PushCube-v1, seed 0, {num} validation seeds" for num in (50, 100))
 LIFT = "LiftPegUpright-v1, seed 0, 100 validation seeds"
