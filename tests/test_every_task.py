@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torchrl.envs.utils import step_mdp
 
 from stare_lit import keys
-from stare_lit.data.demonstrator import run_expert
+from stare_lit.data.demonstrator import DemoSettings, run_expert
 from stare_lit.envs.robots import PANDA, WIDOWX, robot_of
 from stare_lit.envs.toy import ToyEnv
 from stare_lit.evaluation.metrics import wilson_rate
@@ -48,16 +48,23 @@ def task(request, simulated):
 
 
 @pytest.fixture(scope="module")
-def acting(task):
-    """Environment and expert; an episode ends at its first success."""
-    env, expert = make_demonstrator(task, toy_batch=NUM_DEMOS, observation="state")
+def hold(task):
+    """Steps for which a demonstration goes on after success: where the last step counts, to let go and stay away."""
+    return DemoSettings(task).hold
+
+
+@pytest.fixture(scope="module")
+def acting(task, hold):
+    """Environment and expert; where the first success counts, it ends an episode."""
+    env, expert = make_demonstrator(task, toy_batch=NUM_DEMOS, observation="state", terminate_on_success=not hold)
     yield env, expert
     env.close()
 
 
 @pytest.fixture(scope="module")
-def demos(acting):
-    return Episodes.of(*run_expert(*acting, list(range(NUM_DEMOS))))
+def demos(acting, hold):
+    """As they are made for imitation; ``success`` is that of the last step."""
+    return Episodes.of(*run_expert(*acting, list(range(NUM_DEMOS)), hold=hold))
 
 
 def labelled(task, episodes):
@@ -109,11 +116,18 @@ class TestEveryTask:
         solved = demos.mask & (demos.signals["success"] > 0)
         assert (index[solved] == spec.num_stages).all() and (error[solved] == 0).all() and solved.any()
 
-    def test_costs_lie_in_the_unit_interval_and_are_lower_for_better_executions(self, task, acting, demos):
+    def test_the_online_stage_of_a_demonstration_hardly_ever_falls(self, task, demos):
+        """The index that shapes the reward may go back; where nothing goes wrong it should not."""
+        spec = get_spec(task)
+        index = separate(spec, demos.signals, demos.mask, monotone=False)
+        falls = ((index.diff() < 0) & demos.mask[:, 1:] & demos.success[:, None]).sum(1)
+        assert falls.float().mean() <= 0.2, falls.tolist()
+
+    def test_costs_lie_in_the_unit_interval_and_are_lower_for_better_executions(self, task, acting, hold, demos):
         spec, index, error = labelled(task, demos)
         cost = stage_cost(error, index, spec.num_stages)
         assert ((cost >= 0) & (cost <= 1)).all()
-        worse = Episodes.of(*run_expert(*acting, list(range(NUM_WORSE)), action_noise=WORSE))
+        worse = Episodes.of(*run_expert(*acting, list(range(NUM_WORSE)), action_noise=WORSE, hold=hold))
         _, worse_index, worse_error = labelled(task, worse)
         clean = stage_cost(error, index, spec.num_stages, reduction="sum")[:NUM_WORSE].sum(-1).mean()
         assert clean < stage_cost(worse_error, worse_index, spec.num_stages, reduction="sum").sum(-1).mean()

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from stare_lit.envs.robots import robot_of
 from stare_lit.envs.seeds import Split, split_seeds
 from stare_lit.envs.transforms import RewardConfig
 from stare_lit.evaluation.episode import record_episode
@@ -17,7 +18,7 @@ def stages(
     checkpoint: str | None = None,
     temperature: float = 0.0,
     action_noise: float = 0.0,
-    terminate_on_success: bool = True,
+    terminate_on_success: bool | None = None,
     reward: RewardConfig = RewardConfig(),  # noqa: B008 (frozen)
     image_size: int | None = None,
     visuals: Literal["auto", "light", "exact"] = "auto",
@@ -32,7 +33,7 @@ def stages(
         checkpoint: policy folder that acts; null: the task's scripted expert.
         temperature: of the policy's tokens; 0 is greedy.
         action_noise: standard deviation of noise on the expert's translations.
-        terminate_on_success: end there, as training does.
+        terminate_on_success: end there; null: as training does, so not where the last step counts (Bridge tasks).
         reward: what the episode is paid; mode stage or potential shows the shaping.
         image_size: pixels of the camera; null: the policy's own, or 128 for the expert.
         visuals: meshes of the renderer.
@@ -44,7 +45,7 @@ def stages(
     settings = {"image_size": size} | ({} if task == "Toy-v0" else {"visuals": visuals})
     found = record_episode(
         task, seed, policy=policy, reward=reward, temperature=temperature, action_noise=action_noise,
-        terminate_on_success=terminate_on_success, **settings,
+        terminate_on_success=not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success, **settings,
     )  # fmt: skip
     out = console()
     out.print(terminal(found))

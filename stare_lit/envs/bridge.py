@@ -9,6 +9,7 @@ from typing import Any
 
 import mani_skill.envs  # noqa: F401  registers the tasks
 import numpy as np
+import sapien
 import torch
 from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import StackGreenCubeOnYellowCubeBakedTexInScene
 from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import BaseBridgeEnv
@@ -23,14 +24,17 @@ MIN_DISTANCE = 0.01
 MIN_TURN = pi / 18
 """Radians about the vertical that do as well."""
 MAX_TURN = pi / 4
-"""Radians by which the object is turned at most from an official orientation (they lie up to a quarter turn apart)."""
+"""Radians by which a thing is turned at most from an official orientation (they lie up to a quarter turn apart)."""
 MIN_GAP = 0.075
-"""Metres between the centres of object and target: they must not touch at the start (official layouts: 0.1 and more)."""
+"""Metres between the centres of object and target; on the table at least half their longer sides, so that they do not touch at the start."""
 SPREAD = {"flat_table": (0.03, 0.03), "sink": (0.02, 0.0)}
 """Metres along x and y by which the object and the target are moved at most, on the table and in the sink (whose basket stays)."""
 
-MAX_SLIP = 0.15
-"""Metres that an object may be from its drawn place when it has come to rest. In the sink one of fifty is put into a wall, which throws it out."""
+MAX_SLIP = {"flat_table": 0.03, "sink": 0.15}
+"""Metres that a thing may be from its drawn place when it has come to rest. In the sink one of fifty is put into a wall, which throws it out."""
+
+OUT_OF_THE_WAY = 5.0
+"""Metres above the ground at which the robot waits while things are set down."""
 
 WIDTH, HEIGHT = 640, 480
 """Pixels of the official camera."""
@@ -55,13 +59,23 @@ def turn_between(a: Tensor, b: Tensor) -> Tensor:
     return 2 * torch.acos((a * b).sum(-1).abs().clamp(max=1.0))
 
 
-def draw_layout(places: Tensor, turns: Tensor, spread: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def turned(orientation: Tensor, generator: torch.Generator) -> Tensor:
+    """``orientation`` [4], turned about the vertical by up to ``MAX_TURN``."""
+    half = MAX_TURN * (2 * torch.rand((), generator=generator) - 1) / 2
+    return quaternion_multiply(torch.stack([half.cos(), half * 0, half * 0, half.sin()]), orientation)
+
+
+def draw_layout(
+    places: Tensor, turns: Tensor, generator: torch.Generator, *, spread: tuple[float, float], min_gap: float, num_turned: int = 1
+) -> tuple[Tensor, Tensor]:
     """A layout that is no official one.
 
     Args:
         places: [P, 2, 3], metres: places of the object and of its target in the official layouts.
         turns: [Q, 2, 4]: their orientations; each of them is combined with each of the places.
         spread: see ``SPREAD``.
+        min_gap: metres between the two centres.
+        num_turned: 1 turns the object alone, 2 its target too.
 
     Returns:
         Place [2, 3] and orientation [2, 4] of the object and of its target.
@@ -70,11 +84,11 @@ def draw_layout(places: Tensor, turns: Tensor, spread: tuple[float, float], gene
         i, j = (int(torch.randint(len(options), (), generator=generator)) for options in (places, turns))
         place, orientation = places[i].clone(), turns[j].clone()
         place[:, :2] += (2 * torch.rand(2, 2, generator=generator) - 1) * torch.tensor(spread)[:, None]
-        half = MAX_TURN * (2 * torch.rand((), generator=generator) - 1) / 2
-        orientation[0] = quaternion_multiply(torch.stack([half.cos(), half * 0, half * 0, half.sin()]), orientation[0])
+        for thing in range(num_turned):
+            orientation[thing] = turned(orientation[thing], generator)
         moved = (places - place)[..., :2].norm(dim=-1).amax(-1) >= MIN_DISTANCE  # [P]
-        turned = turn_between(turns[:, 0], orientation[0]) >= MIN_TURN  # [Q]
-        if (moved[:, None] | turned).all() and (place[0] - place[1])[:2].norm() >= MIN_GAP:
+        differs = moved[:, None] | (turn_between(turns[:, 0], orientation[0]) >= MIN_TURN)  # [P, Q]
+        if differs.all() and (place[0] - place[1])[:2].norm() >= min_gap:
             return place, orientation
 
 
@@ -91,25 +105,38 @@ class SeededLayouts:
             self.rgb_overlay_mode = "none"  # there is no camera whose picture could get a background
         super().__init__(**settings)
 
+    @property
+    def layout_rules(self: Any) -> dict[str, Any]:
+        """Of ``draw_layout``. Of two cubes both are turned: else the turned one would tell a policy which to grasp."""
+        sides = [self.episode_model_bbox_sizes[name][:2].max() / 2 for name in self.obj_names]
+        gap = max(MIN_GAP, float(sum(sides))) if self.scene_setting == "flat_table" else MIN_GAP
+        stack = isinstance(self, StackGreenCubeOnYellowCubeBakedTexInScene)
+        return {"spread": SPREAD[self.scene_setting], "min_gap": gap, "num_turned": 1 + stack}
+
     def _initialize_episode(self: Any, env_idx: Tensor, options: dict[str, Any]) -> None:
         if "episode_id" in options:
-            super()._initialize_episode(env_idx, options)  # type: ignore[misc]
+            self._set_down(env_idx, options)
             return
         official = self.xyz_configs, self.quat_configs
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # ManiSkill has seeded the global one
         at_rest = False
         while not at_rest:
-            place, orientation = draw_layout(*official, SPREAD[self.scene_setting], generator)
+            place, orientation = draw_layout(*official, generator, **self.layout_rules)
             self.xyz_configs, self.quat_configs = place[None], orientation[None]
             for thing in self.objs.values():  # of a layout that was thrown out
                 thing.set_linear_velocity(torch.zeros(1, 3))
                 thing.set_angular_velocity(torch.zeros(1, 3))
             try:
-                super()._initialize_episode(env_idx, options | {"episode_id": torch.zeros(1, dtype=torch.int64)})  # type: ignore[misc]
+                self._set_down(env_idx, options | {"episode_id": torch.zeros(1, dtype=torch.int64)})
             finally:
                 self.xyz_configs, self.quat_configs = official
             found = torch.cat([thing.pose.p for thing in self.objs.values()])
-            at_rest = bool(((found - place).norm(dim=-1) <= MAX_SLIP).all())
+            at_rest = bool(((found - place).norm(dim=-1) <= MAX_SLIP[self.scene_setting]).all())
+
+    def _set_down(self: Any, env_idx: Tensor, options: dict[str, Any]) -> None:
+        """Things settle before ManiSkill puts the robot in its place: where the last episode left its arm, it would push them aside."""
+        self.agent.robot.set_pose(sapien.Pose([0.0, 0.0, OUT_OF_THE_WAY]))
+        super()._initialize_episode(env_idx, options)  # type: ignore[misc]
 
     def _get_obs_extra(self: Any, info: dict[str, Any]) -> dict[str, Tensor]:
         """What the `state` variant knows beside the joints: tool, object and target, and the ways between them."""
@@ -120,14 +147,15 @@ class SeededLayouts:
         return poses | {"tool_to_object": source.p - tool.p, "object_to_target": target.p - source.p}
 
 
-def make_bridge(task: str, *, image_size: int, **settings: Any) -> Any:
+def make_bridge(task: str, *, image_size: int | None, **settings: Any) -> Any:
     """The unwrapped simulator of a Bridge task.
 
     Args:
-        image_size: pixels of the square image: the whole official picture, squeezed as a policy's preprocessing squeezes it.
+        image_size: pixels of the square image: the whole official picture, squeezed as a policy's preprocessing squeezes it, but drawn at this
+            size at once; None: the official picture, 640 x 480.
         settings: of ManiSkill's ``BaseEnv``.
     """
     kind = REGISTERED_ENVS[task].cls
-    squeezed = np.diag([image_size / WIDTH, image_size / HEIGHT, 1.0]) @ INTRINSIC
-    camera = {WIDOWX.camera: {"width": image_size, "height": image_size, "intrinsic": squeezed}}
+    width, height = (WIDTH, HEIGHT) if image_size is None else (image_size, image_size)
+    camera = {WIDOWX.camera: {"width": width, "height": height, "intrinsic": np.diag([width / WIDTH, height / HEIGHT, 1.0]) @ INTRINSIC}}
     return type(kind.__name__, (SeededLayouts, kind), {})(sensor_configs=camera, **settings)

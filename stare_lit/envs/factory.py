@@ -25,8 +25,9 @@ def _single(task: str, **kwargs: Any) -> EnvBase:
 
 
 def default_num_workers(num_envs: int) -> int:
-    """As many processes as the machine has cores, and at least two environments in each."""
-    return max(1, min(os.cpu_count() or 1, num_envs // 2))
+    """The most processes, up to one for each core that this one may use, that share ``num_envs`` evenly and have at least two each."""
+    most = max(1, min(len(os.sched_getaffinity(0)), num_envs // 2))
+    return next(num for num in range(most, 0, -1) if num_envs % num == 0)
 
 
 def make_env(
@@ -46,7 +47,8 @@ def make_env(
     Args:
         task: a ManiSkill3 task of ``stare_lit.envs.signals.SIGNALS``, or ``Toy-v0``.
         num_envs: environments stepped together.
-        num_workers: processes for CPU physics; 0 steps all in this process; by default one for each core. On a CUDA ``device`` and for the
+        num_workers: processes for CPU physics; 0 steps all in this process; by default one for each core, as far as they
+            share ``num_envs`` evenly. On a CUDA ``device`` and for the
             toy there is one batched environment in this process.
         reward: what ``reward`` is made of; without it the sparse return with gamma 1 and no shaping.
         tokenize: a policy's tokenizer, texts -> int64 [N, L]: publish ``instruction_tokens`` instead of text (for collectors, which would

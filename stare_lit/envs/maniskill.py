@@ -26,14 +26,12 @@ ACTION_DIM = 7
 class ManiSkillEnv(EnvBase):
     """One ManiSkill3 task; one step is one *decision*, which executes a chunk of up to ``chunk_size`` actions.
 
-    Two ways to run, one class: ``num_envs=1`` is a single scene on CPU physics with batch size ``[]`` (put several in a process with
-    ``SerialEnv`` and several processes beside each other with ``ParallelEnv``, see ``stare_lit.envs.factory``); ``num_envs > 1`` is a GPU
-    batch on ``physx_cuda`` with batch size ``[num_envs]``, whose data stays on the device.
+    Two ways to run, one class: ``num_envs=1`` is a single scene on CPU physics with batch size ``[]`` (many of them: ``EnvironmentPool``);
+    ``num_envs > 1`` is a GPU batch on ``physx_cuda`` with batch size ``[num_envs]``, whose data stays on the device.
 
     The camera is rendered and the signals are measured once a decision, at its end. A decision stops early where the episode ends, so its
     ``num_steps`` is h <= H. In a GPU batch the simulator cannot stop single scenes: those that ended are sent a zero action until the
-    decision is over, and what they report (reward, success, h) is that of their end. Those that a ``_step`` mask lets rest are sent zero
-    actions too, and report h = 0.
+    decision is over, and what they report (reward, success, h) is that of their end. Those that a ``_step`` mask lets rest report h = 0.
 
     Reward: ``step_reward`` is 1 at the first step with success where ``terminate_on_success``; otherwise the change of the success flag
     (+1 on success, -1 when it is lost again).
@@ -42,15 +40,16 @@ class ManiSkillEnv(EnvBase):
         task: one of ``stare_lit.envs.signals.SIGNALS``.
         num_envs: parallel scenes; more than one needs CUDA.
         chunk_size: H, actions in a decision.
-        observation: ``image`` (camera and proprioception) or ``state`` (proprioception and the poses of the objects, no camera).
+        observation: ``image`` (camera, proprioception) or ``state`` (proprioception, poses of the objects, no camera).
         image_size: height and width of the camera image, pixels.
-        cameras: names of the task's cameras, by default its robot's own; with one, ``observation.image`` is a tensor, else a sub-tree by name.
+        cameras: names of the task's cameras, by default its robot's own; of one ``observation.image`` is a tensor, of more a sub-tree by name.
         terminate_on_success: true for training; evaluation runs the full horizon.
         seed_range: episode seeds are drawn from ``[low, high)`` where none is given at reset.
         dense_reward: also measure the environment's own normalised dense reward.
         visuals: ``light`` meshes, ``exact`` ones, or ``auto``: light where the renderer is a CPU.
+        picture: of a Bridge task: drawn ``squeezed`` to ``image_size``, or ``official``: 640 x 480 pixels, which the policy resizes, as in SimplerEnv.
         perturbation: what differs from the task as it is, for evaluation out of distribution.
-        max_episode_steps: horizon in steps; the task's own (50) by default.
+        max_episode_steps: horizon in steps; the task's own by default.
 
     Raises:
         ValueError: unknown task, bad setting, missing assets (with the command that downloads them).
@@ -70,6 +69,7 @@ class ManiSkillEnv(EnvBase):
         seed_range: tuple[int, int] = (0, 1_000_000),
         dense_reward: bool = False,
         visuals: Literal["auto", "light", "exact"] = "auto",
+        picture: Literal["squeezed", "official"] = "squeezed",
         perturbation: Perturbation = Perturbation(),  # noqa: B008 (frozen)
         max_episode_steps: int | None = None,
         device: str | torch.device | None = None,
@@ -79,7 +79,7 @@ class ManiSkillEnv(EnvBase):
         if not 0 <= seed_range[0] < seed_range[1] <= MAX_SEED:
             raise ValueError(f"seed_range={tuple(seed_range)}: must be 0 <= low < high <= {MAX_SEED}.")
         seen = None if cameras is None else tuple(cameras)
-        config = SimulatorConfig(task, num_envs, observation, image_size, seen, dense_reward, visuals, perturbation)
+        config = SimulatorConfig(task, num_envs, observation, image_size, seen, dense_reward, visuals, perturbation, picture)
         self._sim, horizon = make_simulator(config)
         self._light, self._fresh = is_light(config), False
         super().__init__(device=device or self._sim.device, batch_size=[num_envs] if num_envs > 1 else [])

@@ -15,7 +15,7 @@ Triple = tuple[float, float, float]
 
 TABLETOP = ("PushCube-v1", "PullCube-v1", "StackCube-v1", "LiftPegUpright-v1")  # whose table, lights and objects `perturbed_scene` knows
 TOY = "Toy-v0"
-EVERYWHERE = {"joint_noise", "action_noise", "instructions"}  # in every ManiSkill task
+ON_BRIDGE = {"light", "ambient_light", "object_colour", "joint_noise", "action_noise", "instructions"}  # table and background are a photograph
 DRAWN = {"camera_translation", "camera_rotation", "light", "ambient_light", "table_colour", "ground_colour", "object_colour"}  # in an image only
 BATCHED = {"action_noise", "instructions"}  # also where many scenes share one simulator
 IN_TOY = {"camera_translation", "light", "table_colour", "num_distractors", "object_colour", "action_noise", "instructions"}
@@ -103,7 +103,7 @@ class Perturbation:
             observation: of the environment; "state" sees no picture.
             num_envs: scenes in one simulator.
         """
-        known = IN_TOY if task == TOY else {each.name for each in fields(self)} if task in TABLETOP else EVERYWHERE
+        known = IN_TOY if task == TOY else {each.name for each in fields(self)} if task in TABLETOP else ON_BRIDGE
         if unknown := self.changes - known:
             raise ValueError(f"perturbation: {task} has no {', '.join(sorted(unknown))}; leave it out, or choose a task that has ({', '.join(TABLETOP)})")
         hidden = DRAWN | ({"num_distractors"} if task == TOY else set())

@@ -80,7 +80,8 @@ def perturb_scene(simulator: Any, task: str, perturbation: Perturbation) -> None
     if perturbation.ground_colour is not None:
         _paint(simulator.table_scene.ground, perturbation.ground_colour)
     if perturbation.object_colour is not None:
-        _paint(getattr(simulator, HANDLED[task]), perturbation.object_colour)
+        handled = getattr(simulator, HANDLED[task]) if task in HANDLED else simulator.objs[simulator.source_obj_name]
+        _paint(handled, perturbation.object_colour)
 
 
 def begin_episode(simulator: Any, task: str, perturbation: Perturbation, seed: int) -> None:

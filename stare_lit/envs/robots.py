@@ -8,6 +8,7 @@ class Robot:
     """How one robot is driven and seen.
 
     Attributes:
+        assets: ids of its assets that do not come with ManiSkill.
         control_mode: ManiSkill's controller; every one takes 7 numbers: translation, rotation, gripper (1 opens, -1 closes).
         camera: the camera that a policy sees through unless another is named.
         tool: the link between the fingertips.
@@ -17,6 +18,7 @@ class Robot:
         judged_at_end: the benchmark counts success at the last step, so an episode is not over when it first succeeds.
     """
 
+    assets: tuple[str, ...]
     control_mode: str
     camera: str
     tool: str
@@ -25,8 +27,9 @@ class Robot:
     judged_at_end: bool
 
 
-PANDA = Robot("pd_ee_delta_pose", "base_camera", "panda_hand_tcp", (1.0,) * 7, steps_per_second=20, judged_at_end=False)
+PANDA = Robot((), "pd_ee_delta_pose", "base_camera", "panda_hand_tcp", (1.0,) * 7, steps_per_second=20, judged_at_end=False)
 WIDOWX = Robot(
+    assets=("widowx250s",),
     control_mode="arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos",
     camera="3rd_view_camera",
     tool="ee_gripper_link",

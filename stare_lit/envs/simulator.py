@@ -24,6 +24,7 @@ class SimulatorConfig:
     dense_reward: bool = False
     visuals: Literal["auto", "light", "exact"] = "auto"
     perturbation: Perturbation = Perturbation()
+    picture: Literal["squeezed", "official"] = "squeezed"
 
 
 def _check(config: SimulatorConfig) -> None:
@@ -33,6 +34,10 @@ def _check(config: SimulatorConfig) -> None:
         raise ValueError(f"observation={config.observation!r}: choose 'image' or 'state'.")
     if config.visuals not in ("auto", "light", "exact"):
         raise ValueError(f"visuals={config.visuals!r}: choose 'auto', 'light' or 'exact'.")
+    if config.picture not in ("squeezed", "official"):
+        raise ValueError(f"picture={config.picture!r}: choose 'squeezed' or 'official'.")
+    if config.picture == "official" and (config.task not in OFFICIAL_LAYOUTS or config.observation != "image"):
+        raise ValueError(f"picture='official': {config.task} with observation={config.observation!r} has none; it is for images of {sorted(OFFICIAL_LAYOUTS)}.")
     if config.image_size < 8:
         raise ValueError(f"image_size={config.image_size}: at least 8 pixels are needed.")
     if config.num_envs < 1:
@@ -57,14 +62,14 @@ def check_settings(task: str, **settings: Any) -> None:
 
 
 def missing_assets(task: str) -> list[str]:
-    """Ids of the task's asset groups that are not on disk."""
+    """Ids of the assets of the task and its robot that are not on disk: ManiSkill would ask for either on standard input."""
     from mani_skill.utils import assets
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     import stare_lit.envs.bridge  # noqa: F401  registers the tasks, ManiSkill's own too
 
     missing = []
-    for asset in REGISTERED_ENVS[task].asset_download_ids or []:
+    for asset in [*(REGISTERED_ENVS[task].asset_download_ids or []), *robot_of(task).assets]:
         sources = assets.expand_data_group_into_individual_data_source_ids(asset) if asset in assets.DATA_GROUPS else [asset]
         missing += [source for source in sources if not assets.is_data_source_downloaded(source)]
     return missing
@@ -110,7 +115,7 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
         if config.task in OFFICIAL_LAYOUTS:
             from stare_lit.envs.bridge import make_bridge
 
-            simulator = make_bridge(config.task, image_size=config.image_size, **settings)
+            simulator = make_bridge(config.task, image_size=config.image_size if config.picture == "squeezed" else None, **settings)
         else:
             simulator = gymnasium.make(config.task, sensor_configs={"width": config.image_size, "height": config.image_size}, **settings).unwrapped
     except RuntimeError as error:

@@ -52,18 +52,58 @@ def test_other_seeds_give_other_layouts_again_the_same(env):
 
 
 def test_drawn_layouts_are_none_of_the_official_ones(env):
-    from stare_lit.envs.bridge import MIN_DISTANCE, MIN_GAP, MIN_TURN, SPREAD, draw_layout, turn_between
+    from stare_lit.envs.bridge import MIN_DISTANCE, MIN_TURN, draw_layout, turn_between
 
     simulator, generator = env.simulator, torch.Generator().manual_seed(0)
-    spread = SPREAD[simulator.scene_setting]
-    drawn = [draw_layout(simulator.xyz_configs, simulator.quat_configs, spread, generator) for _ in range(300)]
+    rules = simulator.layout_rules
+    drawn = [draw_layout(simulator.xyz_configs, simulator.quat_configs, generator, **rules) for _ in range(300)]
     for place, orientation in drawn:
-        assert orientation.norm(dim=-1).sub(1).abs().max() < 1e-3 and (place[0] - place[1])[:2].norm() >= MIN_GAP
+        assert orientation.norm(dim=-1).sub(1).abs().max() < 1e-3 and (place[0] - place[1])[:2].norm() >= rules["min_gap"]
         moved = (simulator.xyz_configs - place)[..., :2].norm(dim=-1).amax(-1)
         turned = turn_between(simulator.quat_configs[:, 0], orientation[0])
         assert ((moved[:, None] >= MIN_DISTANCE) | (turned >= MIN_TURN)).all()
-        assert (simulator.xyz_configs - place)[..., :2].abs().amax(-1).amin(0).le(torch.tensor(spread) + 1e-6).all()
+        assert (simulator.xyz_configs - place)[..., :2].abs().amax(-1).amin(0).le(torch.tensor(rules["spread"]) + 1e-6).all()
     assert torch.stack([place for place, _ in drawn])[:, 0, :2].std(0).min() > 0.005  # they spread
+
+
+def test_which_cube_is_turned_does_not_tell_which_one_to_grasp(env):
+    from stare_lit.envs.bridge import draw_layout, turn_between
+
+    simulator, generator = env.simulator, torch.Generator().manual_seed(0)
+    rules = simulator.layout_rules
+    drawn = [draw_layout(simulator.xyz_configs, simulator.quat_configs, generator, **rules)[1] for _ in range(300)]
+    of_object, of_target = (torch.stack([turn_between(simulator.quat_configs[:, i], turn[i]).min() for turn in drawn]).mean() for i in (0, 1))
+    if env.task.startswith("Stack"):
+        assert (of_object - of_target).abs() < 0.05 and of_target > 0.2  # rad
+    else:
+        assert of_target < 1e-3 < of_object  # a plate, a cloth, a basket: nothing to confuse the object with
+
+
+@pytest.mark.parametrize(("task", "gap"), [(CARROT, 0.1125), ("PutSpoonOnTableClothInScene-v1", 0.12)])
+def test_long_things_start_clear_of_their_target(task, gap, simulated):
+    env = ManiSkillEnv(simulated(task), observation="state")
+    assert env.simulator.layout_rules["min_gap"] == pytest.approx(gap)
+    env.close()
+
+
+def test_the_arm_of_the_last_episode_is_out_of_the_way_when_things_are_set_down(simulated):
+    env = ManiSkillEnv(simulated(CARROT), observation="state", terminate_on_success=False)
+    env.reset(seed=5)
+    alone = places(env.simulator)
+    env.reset(seed=6)
+    for _ in range(12):  # open fingers onto the table, about where the next carrot will lie
+        way = alone[0] - env.simulator.agent.robot.links_map[env.robot.tool].pose.p[0]
+        env.step(_towards(way))
+    assert env.simulator.agent.robot.links_map[env.robot.tool].pose.p[0, 2] < alone[0, 2] + 0.06
+    env.reset(seed=5, exact=False)
+    assert (places(env.simulator) - alone).norm(dim=-1).max() < 2e-3
+    env.close()
+
+
+def _towards(way):
+    from tensordict import TensorDict
+
+    return TensorDict({keys.ACTION_CHUNK: torch.cat([way.clamp(-0.05, 0.05), torch.zeros(3), torch.ones(1)])[None]}, [])
 
 
 def test_an_object_that_is_thrown_out_of_the_sink_is_put_elsewhere(simulated):
@@ -130,6 +170,18 @@ def test_a_small_picture_is_the_official_one_squeezed(pictures, simulated):
     assert np.abs(squeezed - pictures[0][1]).mean() < 12  # of 255; edges differ by their sampling
 
 
+def test_the_official_picture_is_the_benchmarks(pictures, simulated):
+    env = ManiSkillEnv(simulated(CARROT), picture="official", visuals="exact")
+    image = env.reset(seed=OFFICIAL)[keys.IMAGE]
+    intrinsic = env.simulator.scene.sensors[env.robot.camera].camera.get_intrinsic_matrix()[0]
+    env.close()
+    assert image.shape == (3, 480, 640) and intrinsic[0, 0] == pytest.approx(623.588) and intrinsic[1, 2] == pytest.approx(239.545)
+    from stare_lit.models.vla.images import resize
+
+    squeezed = resize(image, 64, "lanczos").permute(1, 2, 0).numpy()
+    assert np.abs(squeezed.astype(float) - pictures[0][1]).mean() < 12  # of 255: drawn small, edges are sharper
+
+
 def test_light_meshes_hardly_change_a_picture(pictures, simulated):
     for task, (_, exact) in zip((CARROT, EGGPLANT), pictures, strict=True):
         env = ManiSkillEnv(simulated(task), image_size=64, visuals="light")
@@ -142,6 +194,7 @@ def test_light_meshes_hardly_change_a_picture(pictures, simulated):
     ("settings", "message"),
     [
         ({"reward": RewardConfig(mode="dense")}, "reward.mode='dense': PutCarrotOnPlateInScene-v1 has no dense reward"),
+        ({"picture": "official", "observation": "state"}, "picture='official': PutCarrotOnPlateInScene-v1 with observation='state' has none"),
         ({"cameras": ("base_camera",)}, r"cameras=\['base_camera'\]: PutCarrotOnPlateInScene-v1 has \['3rd_view_camera'\]"),
     ],
 )

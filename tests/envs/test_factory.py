@@ -26,9 +26,13 @@ def test_seed_ranges_are_disjoint():
             split_seeds(split, num)
 
 
-def test_default_workers():
-    assert default_num_workers(1) == 1
-    assert 1 <= default_num_workers(64) <= 32
+@pytest.mark.parametrize("cores", [1, 2, 3, 4, 5, 6, 7, 8, 16, 64])
+def test_default_workers_always_share_the_environments_evenly(cores, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    for num_envs in range(1, 65):
+        num = default_num_workers(num_envs)
+        assert num_envs % num == 0 and num <= cores and (num == 1 or num_envs // num >= 2)
+    assert default_num_workers(16) == {1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 4, 8: 8, 16: 8, 64: 8}[cores]
 
 
 @pytest.mark.parametrize(

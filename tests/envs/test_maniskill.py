@@ -242,6 +242,19 @@ def test_missing_assets_are_an_error_with_the_command_and_no_prompt(monkeypatch)
         ManiSkillEnv(PUSH, observation="state")
 
 
+def test_missing_assets_of_the_robot_are_named_too(monkeypatch):
+    from mani_skill.utils import assets
+
+    from stare_lit.envs.simulator import missing_assets
+
+    carrot = "PutCarrotOnPlateInScene-v1"
+    monkeypatch.setattr(assets, "is_data_source_downloaded", lambda source: source != "widowx250s")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on standard input"))
+    assert missing_assets(carrot) == ["widowx250s"] and missing_assets(PUSH) == []
+    with pytest.raises(ValueError, match="mani_skill.utils.download_asset widowx250s"):
+        ManiSkillEnv(carrot, observation="state")
+
+
 def test_one_seed_for_each_episode(push):
     with pytest.raises(ValueError, match="seed has 2 entries but 1 episodes start"):
         push[0].reset(seed=[1, 2])

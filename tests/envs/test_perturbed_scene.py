@@ -192,3 +192,17 @@ def test_other_words(env, plain, shipped):
     seen, physical, _ = episode(env, shipped["instruction"], steps=3)
     assert same(physical, plain[1][:3]) and torch.equal(seen[2][keys.IMAGE], plain[0][2][keys.IMAGE])
     assert shipped["instruction"].instructions_of(env.task, env.instructions) != env.instructions
+
+
+def test_light_and_colour_of_a_bridge_task_change_what_is_drawn_and_leave_the_photograph(simulated):
+    env = ManiSkillEnv(simulated("PutCarrotOnPlateInScene-v1"), image_size=64)
+    images = []
+    for perturbation in (Perturbation(), Perturbation(light=(0.3,) * 3, ambient_light=(0.3,) * 3), Perturbation(object_colour=(0.0, 0.0, 1.0))):
+        env.perturbation = perturbation
+        images.append(env.reset(seed=SEED)[keys.IMAGE].float())
+    env.close()
+    plain, dim, blue = images
+    darker, recoloured = ((plain != other).any(0) for other in (dim, blue))
+    assert 0.02 < darker.float().mean() < 0.5 and (dim - plain)[:, darker].mean() < -10  # robot and things; the rest is the photograph
+    assert 2 <= recoloured.sum() < 100  # the carrot
+    assert (blue - plain)[0, recoloured].mean() < 0 < (blue - plain)[2, recoloured].mean()
