@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -13,24 +13,25 @@ from torchrl.envs import EnvBase
 from stare_lit.callbacks.provenance import all_finite, describe, save_policy
 from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
 from stare_lit.envs.factory import make_env
-from stare_lit.envs.seeds import Split, split_seeds
-from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
+from stare_lit.envs.seeds import split_seeds
+from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy, measure_of
 from stare_lit.evaluation.report import console, report, summary_table, write_json
 
 
 class RolloutEvaluation(Callback):
     """Evaluates ``module.policy`` to the full horizon on fixed seeds, always the same ones, so that before and after are paired.
 
-    Logs ``val/success_once``, ``val/success_at_end``, ``rollout/stage_reached/<stage>`` and more; ``val/success_once`` is there for ModelCheckpoint to
-    monitor from the first step on. Writes ``best/`` (highest success_once, then success_at_end, on these seeds; the policy that entered counts) and
-    ``last/``, both with ``provenance.json``, and ``evaluation.json`` and ``videos/``. ``validate`` and ``test`` runs evaluate once, on their own split.
+    Logs ``val/success`` (what the task's benchmark counts, see ``measure_of``), ``val/success_once``, ``val/success_at_end``,
+    ``rollout/stage_reached/<stage>`` and more; all are there for ModelCheckpoint to monitor from the first step on. Writes ``best/`` (highest success,
+    then success_at_end, then success_once on these seeds; the policy that entered counts) and ``last/``, both with ``provenance.json``, and
+    ``evaluation.json`` and ``videos/``. ``validate`` and ``test`` runs evaluate once, on their own split.
 
     Args:
         task: environment id; None: the data's own.
         every_n_epochs: evaluate after so many epochs (rounds of interaction); None: not by epochs.
         every_n_steps: evaluate after so many optimizer steps; None: not by steps.
         num_episodes: one from each of the first seeds of ``split``.
-        split: seeds to choose the best policy on.
+        split: seeds to choose the best policy on; the other splits are for ``stare eval``, once.
         test_episodes: how many test seeds a ``test`` run takes.
         temperature: 0 is greedy.
         num_envs: environments side by side.
@@ -38,7 +39,7 @@ class RolloutEvaluation(Callback):
         image_size: side of the camera image in pixels; None: what the policy's configuration says.
         environment: further settings of ``make_env``, such as ``max_episode_steps`` or ``visuals``.
         at_start: also evaluate the policy that enters.
-        stop_at: end training once success_once has reached this share; None: never.
+        stop_at: end training once success has reached this share; None: never.
         video_episodes: how many episodes are filmed; 0: no video.
         dirpath: where to write; None: the trainer's ``default_root_dir``, the run folder.
     """
@@ -50,7 +51,7 @@ class RolloutEvaluation(Callback):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         num_episodes: int = 50,
-        split: Split = "validation",
+        split: Literal["validation", "train"] = "validation",
         test_episodes: int = 200,
         temperature: float = 0.0,
         num_envs: int = 8,
@@ -67,8 +68,12 @@ class RolloutEvaluation(Callback):
                 raise ValueError(f"{name}={value}: at least 1, or null to switch it off")
         if stop_at is not None and not 0 < stop_at <= 1:
             raise ValueError(f"stop_at={stop_at}: a share in (0, 1], or null")
+        if split not in ("validation", "train"):
+            raise ValueError(
+                f"split={split!r}: the best policy is chosen on these seeds; choose 'validation', and run `stare eval --split {split}` once, at the end"
+            )
         self.seeds = {
-            "fit": split_seeds(split, num_episodes, task=task),
+            "fit": split_seeds(split, num_episodes),
             "validate": split_seeds("validation", num_episodes),
             "test": split_seeds("test", test_episodes),
         }
@@ -148,9 +153,9 @@ class RolloutEvaluation(Callback):
         self._stop_if_reached(trainer)
 
     def _stop_if_reached(self, trainer: Trainer) -> None:
-        if self.stop_at is not None and self.results["last"].once.value >= self.stop_at:
+        if self.stop_at is not None and self.results["last"].success.value >= self.stop_at:
             trainer.should_stop = True
-            _say(trainer, f"success_once has reached stop_at={self.stop_at}: training ends here")
+            _say(trainer, f"{measure_of(self.task)} has reached stop_at={self.stop_at}: training ends here")
 
     def _evaluate_once(self, trainer: Trainer, module: LightningModule, kind: str) -> None:
         policy = _whole_policy(module)
@@ -226,8 +231,8 @@ def _whole_policy(module: Any) -> Any:
     return module.whole_policy() if hasattr(module, "whole_policy") else module.policy
 
 
-def _rank(result: Evaluation) -> tuple[float, float]:
-    return result.once.value, result.at_end.value
+def _rank(result: Evaluation) -> tuple[float, float, float]:
+    return result.success.value, result.at_end.value, result.once.value
 
 
 def _as_tensors(metrics: dict[str, float]) -> dict[str, torch.Tensor]:

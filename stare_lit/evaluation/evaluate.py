@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -10,12 +10,22 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
+from stare_lit.envs.robots import robot_of
 from stare_lit.envs.rollout import MASK, run_episodes
 from stare_lit.evaluation.metrics import PairedGain, Rate, mean_or_nan, paired_gain, stage_funnel, stage_reached, wilson_rate
 from stare_lit.stages.tasks import get_spec
 from stare_lit.types import Policy
 
-KEEP = tuple(keys.next_(key) for key in (keys.REWARD, keys.STEP_REWARD, keys.SUCCESS, keys.NUM_STEPS, keys.STAGE_INDEX, keys.TERMINATED))
+UPRIGHT = "upright"
+"""Signal of the tasks whose own success test errs: the true geometry."""
+
+OUTCOME = (keys.REWARD, keys.STEP_REWARD, keys.SUCCESS, keys.NUM_STEPS, keys.STAGE_INDEX, keys.TERMINATED)
+KEEP = (*(keys.next_(key) for key in OUTCOME), ("next", "signals", UPRIGHT))
+
+
+def measure_of(task: str) -> Literal["success_once", "success_at_end"]:
+    """Which success counts on ``task``: at the last step where its benchmark judges then (SimplerEnv's Bridge tasks), at any step elsewhere."""
+    return "success_at_end" if robot_of(task).judged_at_end else "success_once"
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,8 @@ class Evaluation:
     """Outcomes of N episodes, entry i from ``seeds[i]``; times are in environment steps.
 
     ``time_to_success`` is nan without success; ``stages_done`` counts the stages an episode had completed at its best moment (K = all);
-    ``episode_return`` is the undiscounted sparse return.
+    ``episode_return`` is the undiscounted sparse return. ``truly_upright``: whether at the end of some decision the task's success and the ``upright``
+    signal held together; None where the task has no such signal (LiftPegUpright-v1's success reads an Euler angle and errs both ways).
     """
 
     task: str
@@ -36,6 +47,17 @@ class Evaluation:
     time_to_success: Tensor
     stages_done: Tensor
     stage_names: tuple[str, ...]
+    truly_upright: Tensor | None = None
+
+    @property
+    def success(self) -> Rate:
+        """Share of episodes that succeeded as their benchmark counts it (``measure_of``), with its interval."""
+        return self.at_end if measure_of(self.task) == "success_at_end" else self.once
+
+    @property
+    def upright(self) -> Rate | None:
+        """Share of episodes with a success that the true geometry confirms; None where the task has no such signal."""
+        return None if self.truly_upright is None else wilson_rate(int(self.truly_upright.sum()), len(self.seeds))
 
     @property
     def once(self) -> Rate:
@@ -58,16 +80,20 @@ class Evaluation:
         return stage_reached(self.stages_done, self.stage_names)
 
     def gain_over(self, before: "Evaluation") -> PairedGain:
-        """Paired gain in success_once; ``ValueError`` unless both ran the same task from the same seeds."""
+        """Paired gain in ``success``; ``ValueError`` unless both ran the same task from the same seeds."""
         if (self.task, self.seeds) != (before.task, before.seeds):
             raise ValueError("before: a paired gain needs the same task and seeds in both evaluations; evaluate both with the same --split and --num_episodes")
-        return paired_gain(before.success_once.tolist(), self.success_once.tolist())
+        measure = measure_of(self.task)
+        return paired_gain(getattr(before, measure).tolist(), getattr(self, measure).tolist())
 
     def metrics(self) -> dict[str, float]:
         """Scalars to log, without a prefix."""
+        upright = {} if self.upright is None else {"truly_upright": self.upright.value}
         return {
+            "success": self.success.value,
             "success_once": self.once.value,
             "success_at_end": self.at_end.value,
+            **upright,
             "return": mean_or_nan(self.episode_return),
             "episode_length": mean_or_nan(self.length),
             "time_to_success": mean_or_nan(self.time_to_success),
@@ -85,7 +111,7 @@ class Evaluation:
         """From :meth:`to_dict`'s values, also after a trip through JSON."""
         plain: dict[str, Any] = {"task": values["task"], "temperature": values["temperature"]}
         plain |= {name: tuple(values[name]) for name in ("seeds", "stage_names")}
-        measured = [name for name in cls.__dataclass_fields__ if name not in plain]
+        measured = [name for name in cls.__dataclass_fields__ if name not in plain and values.get(name) is not None]
         return cls(**plain | {name: torch.tensor([float("nan") if x is None else x for x in values[name]]) for name in measured})
 
 
@@ -157,6 +183,8 @@ def summarise(episodes: TensorDict, seeds: Sequence[int], *, task: str, temperat
         stages_done = torch.where(once, len(stage_names), stages_done)  # success inside a chunk ends every stage too
     else:
         stages_done, stage_names = torch.zeros(len(seeds), dtype=torch.int64), ()
+    upright = outcome.get((keys.SIGNALS, UPRIGHT), None)
+    confirmed = None if upright is None else (outcome[keys.SUCCESS].squeeze(-1) & (upright > 0.5) & mask).any(1)
     return Evaluation(
         task=task,
         seeds=tuple(int(seed) for seed in seeds),
@@ -168,4 +196,5 @@ def summarise(episodes: TensorDict, seeds: Sequence[int], *, task: str, temperat
         time_to_success=when.masked_fill(~once, float("nan")),
         stages_done=stages_done,
         stage_names=tuple(stage_names),
+        truly_upright=confirmed,
     )

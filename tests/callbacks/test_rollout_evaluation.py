@@ -169,7 +169,12 @@ def test_the_real_toy_environment_video_and_test_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"every_n_steps": 0}, "every_n_steps=0"), ({"stop_at": 95.0}, "stop_at=95"), ({"split": "tset"}, "split='tset'")]
+    ("settings", "message"),
+    [
+        ({"every_n_steps": 0}, "every_n_steps=0"),
+        ({"stop_at": 95.0}, "stop_at=95"),
+        ({"split": "test"}, "split='test': the best policy is chosen on these seeds; choose 'validation', and run `stare eval --split test` once"),
+    ],
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):

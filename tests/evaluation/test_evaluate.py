@@ -46,6 +46,31 @@ def test_summary_by_hand():
     assert result.metrics()["stage_reached/place"] == pytest.approx(2 / 3)
 
 
+def test_success_is_what_the_benchmark_counts_at_the_end_on_bridge_tasks():
+    once, at_end = (summarise(episodes(), [7, 8, 9], task=task, temperature=0.0) for task in ("StackCube-v1", "PutCarrotOnPlateInScene-v1"))
+    assert (once.success.successes, at_end.success.successes) == (2, 1)
+    assert at_end.metrics()["success"] == pytest.approx(1 / 3) and at_end.metrics()["success_once"] == pytest.approx(2 / 3)
+    kept = episodes()
+    kept["next", keys.SUCCESS][1, 2] = True
+    better = summarise(kept, [7, 8, 9], task="PutCarrotOnPlateInScene-v1", temperature=0.0)
+    assert better.gain_over(at_end).wins == 1  # it kept what the other lost; both had success once
+
+
+def test_success_that_the_true_geometry_does_not_confirm_is_told_apart():
+    data = episodes()
+    assert summarise(data, [7, 8, 9], task="Toy-v0", temperature=0.0).upright is None
+    # at the end of its decisions: 0 stands while it succeeds, 1 stood before, 2 stands without success
+    data["next", "signals"] = TensorDict({"upright": torch.tensor([[0.0, 1, 0], [1, 0, 0], [1, 1, 1]])}, [3, 3])
+    result = summarise(data, [7, 8, 9], task="LiftPegUpright-v1", temperature=0.0)
+    assert result.truly_upright.tolist() == [True, False, False] and result.upright.successes == 1
+    stored = report({"after": result}, config={})["results"]["after"]
+    assert stored["truly_upright"]["value"] == pytest.approx(1 / 3)
+    assert Evaluation.from_dict(stored["episodes"]).truly_upright.tolist() == [True, False, False]
+    console = Console(record=True, width=200)
+    console.print(summary_table({"after": result}))
+    assert "truly upright" in console.export_text()
+
+
 def test_report_survives_json_and_tables_print(tmp_path):
     result = summarise(episodes(), [7, 8, 9], task="Toy-v0", temperature=0.0, stage_names=NAMES)
     path = write_json(tmp_path / "new" / "report.json", report({"after": result}, {"after": result.gain_over(result)}, config={"task": "Toy-v0"}))
