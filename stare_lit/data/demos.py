@@ -32,6 +32,7 @@ class DemoDataModule(LightningDataModule):
         task: "Toy-v0" or a ManiSkill3 task.
         folder: of the trajectories; None is ``data/demos/`` and a name from task, image size and noise.
         num_episodes: demonstrations used, the first successes in the order of their seeds.
+        first_seed: of the training range, where these begin; other ones are other demonstrations.
         val_episodes: further demonstrations, kept apart for a validation loss.
         batch_size: decisions in a batch, of each process.
         chunk_size: H, actions that the policy predicts at once.
@@ -47,6 +48,7 @@ class DemoDataModule(LightningDataModule):
         *,
         folder: str | None = None,
         num_episodes: int = 100,
+        first_seed: int = 0,
         val_episodes: int = 0,
         batch_size: int = 128,
         chunk_size: int = 4,
@@ -66,10 +68,13 @@ class DemoDataModule(LightningDataModule):
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"{name}={value}: at least {least}")
-        self.task = task
+        if not 0 <= first_seed < SEED_RANGES["train"][1]:
+            raise ValueError(f"first_seed={first_seed}: the training range has the seeds 0..{SEED_RANGES['train'][1] - 1}")
+        self.task, self.seed_range = task, (first_seed, SEED_RANGES["train"][1])
         self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation)
         self.instructions = self.settings.instructions()
-        self.folder = Path(folder) if folder is not None else self.settings.folder
+        own = self.settings.folder.with_name(f"{self.settings.folder.name}{f'-from{first_seed}' if first_seed else ''}")
+        self.folder = own if folder is None else Path(folder)
         self.num_episodes, self.val_episodes, self.batch_size, self.chunk_size = num_episodes, val_episodes, batch_size, chunk_size
         self.max_shift, self.num_workers, self.seed = max_shift, num_workers, seed
         self._texts = [NonTensorData(text) for text in self.instructions]
@@ -88,7 +93,7 @@ class DemoDataModule(LightningDataModule):
             if stored.num_episodes >= wanted or "imported_from" in stored.metadata.config:
                 return
         made = {name: getattr(self.settings, name) for name in ("task", "image_size", "action_noise", "max_episode_steps", "visuals", "observation")}
-        collect_demos(num_episodes=wanted, out=self.folder, num_workers=self.num_workers, **made)
+        collect_demos(num_episodes=wanted, out=self.folder, num_workers=self.num_workers, seed_range=self.seed_range, **made)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and checks the demonstrations, and builds their chunks, once.
@@ -113,7 +118,7 @@ class DemoDataModule(LightningDataModule):
 
     def _trajectories(self, *, verify: bool = False) -> Trajectories:
         """The folder's trajectories; refuses others than the settings ask for. Imported ones were not made by our settings, so need not match all."""
-        asked = self.settings.metadata(SEED_RANGES["train"])
+        asked = self.settings.metadata(self.seed_range)
         imported = "imported_from" in read_metadata(self.folder, {})[0].config
         expected = asked.flat() if not imported else {name: value for name, value in asked.flat().items() if name not in asked.config}
         return Trajectories(self.folder, verify=verify, **expected)

@@ -77,6 +77,8 @@ def _replay(path: Path, recorded: list[dict[str, Any]], settings: DemoSettings, 
     config, different = writer.metadata.config, []
     play = _play_actions if config["replay"] == "actions" else _play_states
     with h5py.File(path) as file, closing(ManiSkillEnv(settings.task, image_size=settings.image_size, visuals=settings.visuals)) as env:
+        if absent := [entry["episode_id"] for entry in recorded if f"traj_{entry['episode_id']}" not in file]:
+            raise ValueError(f"path={str(path)!r}: holds no trajectory of the episodes {absent} that its .json lists; record it again, or mend the .json")
         for entry in recorded:
             data, table = play(env, file[f"traj_{entry['episode_id']}"], _seed(entry))
             if bool(table["success"]) != bool(entry.get("success", table["success"])):
@@ -119,7 +121,10 @@ def _check_mode(path: Path, mode: str, own_mode: str, replay: str, with_actions:
 
 def _seed(entry: dict[str, Any]) -> int:
     seed = entry.get("episode_seed", entry.get("reset_kwargs", {}).get("seed"))
-    return int(seed[0] if isinstance(seed, list) else seed)
+    seed = seed[0] if isinstance(seed, list) and seed else seed
+    if not isinstance(seed, int):
+        raise ValueError(f"episode_id={entry['episode_id']}: recorded without its seed ({seed!r}), so it cannot be replayed; record it with a seeded reset")
+    return seed
 
 
 class _Recorded:

@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase
 from stare_lit import keys
 from stare_lit.data.trajectories import Trajectories, TrajectoryMetadata, TrajectoryWriter
 from stare_lit.envs.factory import make_env
+from stare_lit.envs.robots import robot_of
 from stare_lit.envs.rollout import MASK, run_episodes
 from stare_lit.envs.seeds import SEED_RANGES
 from stare_lit.envs.transforms import InstructionText
@@ -114,14 +115,15 @@ def collect_rollouts(
         if not _missing(stored, settings):
             return stored
     if env_maker is None:
-        env_maker = partial(make_env, task, settings.num_envs, num_workers=settings.num_workers, **policy.environment | {"image_size": image_size})
+        own = {"image_size": image_size, "terminate_on_success": not robot_of(task).judged_at_end}
+        env_maker = partial(make_env, task, settings.num_envs, num_workers=settings.num_workers, **policy.environment | own)
     env = env_maker()
     try:
         metadata = TrajectoryMetadata(
             task=task,
             action_dim=env.full_action_spec[keys.ACTION_CHUNK].shape[-1],
             chunk_size=policy.chunk_size,
-            control_mode="pd_ee_delta_pose",
+            control_mode=robot_of(task).control_mode,
             image_size=image_size,
             instructions=next(part.instructions for part in env.transform if isinstance(part, InstructionText)),
             kind="rollouts",

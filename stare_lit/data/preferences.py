@@ -13,48 +13,16 @@ from torch.utils.data import DataLoader
 
 from stare_lit import keys
 from stare_lit.data.batches import BatchLoader
+from stare_lit.data.labels import label
 from stare_lit.data.offline import RolloutSettings, collect_rollouts, rollout_folder, select_episodes
 from stare_lit.data.pairs import Outcomes, PairRule, Pairs, build_pairs
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.references import decision_keys, reference_log_probs
 from stare_lit.data.trajectories import Trajectories
-from stare_lit.objectives.executed import sum_executed
-from stare_lit.stages.calculator import stage_completed, stage_cost, stage_error
-from stare_lit.stages.separator import PADDING, separate
-from stare_lit.stages.spec import StageSpec
+from stare_lit.stages.separator import PADDING
 from stare_lit.stages.tasks import get_spec
 
 log = logging.getLogger(__name__)
-
-
-def label(spec: StageSpec, episodes: TensorDict, mask: Tensor) -> tuple[Outcomes, Tensor]:
-    """Stage labels of whole rollouts, monotone, from the signals stored with them.
-
-    Args:
-        spec: the task's stages.
-        episodes: [N, T]; reads ``signals``, ``next/signals``, ``next/num_steps``, ``vla_action/log_probs`` and ``episode_seed``.
-        mask: bool [N, T], True = a real decision.
-
-    Returns:
-        Outcomes of the N trajectories, and stage_index int64 [N, T] in the state before each decision (-1 padding).
-    """
-    signals = dict(episodes[keys.SIGNALS].items())
-    # the T + 1 states of an episode of T decisions: the first, and what each decision led to
-    states = {name: torch.cat([value[:, :1], episodes["next", keys.SIGNALS, name]], 1) for name, value in signals.items()}
-    index = separate(spec, states, torch.cat([mask[:, :1], mask], 1), monotone=True)
-    final, index = index.amax(1), torch.where(mask, index[:, :-1], PADDING)
-    error = stage_error(spec, index, signals)
-    num_steps = episodes[keys.next_(keys.NUM_STEPS)].squeeze(-1)
-    likelihood = sum_executed(episodes[keys.LOG_PROBS], num_steps)
-    outcomes = Outcomes(
-        state=episodes[keys.EPISODE_SEED][:, 0],
-        completed=stage_completed(index, final, spec.num_stages),
-        decisions=stage_cost(torch.ones_like(error), index, spec.num_stages, reduction="sum").long(),
-        cost=stage_cost(error, index, spec.num_stages),
-        total_error=stage_cost(error * num_steps, index, spec.num_stages, reduction="sum"),
-        log_likelihood=torch.where(mask, likelihood, 0.0).sum(1),
-    )
-    return outcomes, index
 
 
 @dataclass(frozen=True)
@@ -179,7 +147,7 @@ class PreferenceDataModule(LightningDataModule):
             return
         trajectories = self._rollouts(verify=True)
         chosen = select_episodes(trajectories, self.settings)
-        wanted = [keys.SIGNALS, keys.next_(keys.SIGNALS), keys.next_(keys.NUM_STEPS), keys.LOG_PROBS, keys.EPISODE_SEED]
+        wanted = [keys.SIGNALS, keys.next_(keys.SIGNALS), keys.next_(keys.NUM_STEPS), keys.next_(keys.SUCCESS), keys.LOG_PROBS, keys.EPISODE_SEED]
         outcomes, stage_index = label(self.spec, *trajectories.padded(chosen, wanted))
         if self.rule.kind != "stage":
             stage_index = torch.where((stage_index >= 0) & (stage_index < self.spec.num_stages), 0, PADDING)

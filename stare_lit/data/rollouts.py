@@ -52,7 +52,8 @@ class RolloutDataModule(LightningDataModule):
             the limit; nothing is simulated after an episode's end, where ``mask`` is False. null: rounds of T decisions, cut where they end.
         temperature: of the sampled action tokens; the learner's ratio is taken at the same.
         image_size: side of the camera image, pixels; the policy's own by default.
-        terminate_on_success: end an episode at success (reward 1 once); null: unless the task's benchmark judges at the last step.
+        terminate_on_success: end an episode at success (reward 1 once); null: unless the task's benchmark judges at the last step, or the reward
+            is dense: that one is paid at every step, so an episode that ends at success is paid less for it.
         max_episode_steps: horizon; the task's own by default.
         reward: what the policy is paid.
         visuals: renderer meshes of a ManiSkill task.
@@ -101,7 +102,7 @@ class RolloutDataModule(LightningDataModule):
         self.task, self.num_envs, self.num_workers, self.decisions_per_env = task, num_envs, num_workers, decisions_per_env
         self.temperature, self.image_size, self.reward, self.device, self.seed = temperature, image_size, reward, device, seed
         self.ray, self.staleness, self.group_size = ray, staleness, group_size
-        ends = not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success
+        ends = not robot_of(task).judged_at_end and reward.mode != "dense" if terminate_on_success is None else terminate_on_success
         self._settings: dict[str, Any] = {"terminate_on_success": ends, "max_episode_steps": max_episode_steps, "rebuild_on_seed": rebuild}
         if task != "Toy-v0":
             self._settings["visuals"] = visuals

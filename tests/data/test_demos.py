@@ -189,6 +189,17 @@ class TestDataModule:
         assert DemoDataModule("PushCube-v1", action_noise=0.1).folder == Path("data/demos/PushCube-v1-64px-noise0.1")
         assert DemoSettings("Toy-v0").metadata(SEED_RANGES["train"]).config["seed_range"] == [0, 1_000_000]
 
+    def test_another_first_seed_is_another_folder_of_other_demonstrations(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        data = DemoDataModule(**TOY, num_episodes=3, first_seed=100, batch_size=4, chunk_size=2)
+        assert data.folder == Path("data/demos/Toy-v0-16px-noise0-from100")
+        data.prepare_data(), data.setup("fit")
+        assert Trajectories(data.folder).episodes["seed"].tolist() == [100, 101, 102]
+        with pytest.raises(ValueError, match="seed_range"):
+            DemoDataModule(**TOY, folder=str(data.folder), num_episodes=3, chunk_size=2).prepare_data()
+        with pytest.raises(ValueError, match="first_seed=-1: the training range has the seeds 0..999999"):
+            DemoDataModule(**TOY, first_seed=-1)
+
     def test_state_variant_has_no_image(self, tmp_path: Path) -> None:
         data = DemoDataModule("Toy-v0", folder=str(tmp_path / "demos"), num_episodes=3, batch_size=4, chunk_size=2, observation="state")
         data.prepare_data(), data.setup("fit")

@@ -6,9 +6,10 @@ from lightning import LightningModule, Trainer
 from tensordict import TensorDict
 
 from stare_lit.data import offline
+from stare_lit.data.labels import label
 from stare_lit.data.offline import SAMPLE, RolloutSettings, collect_rollouts, policy_fingerprint, rollout_folder, select_episodes
 from stare_lit.data.pairs import PairRule, Pairs
-from stare_lit.data.preferences import PairBatches, PreferenceDataModule, label
+from stare_lit.data.preferences import PairBatches, PreferenceDataModule
 from stare_lit.data.references import decision_keys, reference_log_probs
 from stare_lit.data.trajectories import Trajectories
 from stare_lit.models.vla.presets import tiny
@@ -41,6 +42,10 @@ def toy(tmp_path_factory) -> Trajectories:
     return collect(small_policy(), tmp_path_factory.mktemp("toy"))
 
 
+def _stop():
+    raise InterruptedError
+
+
 class TestLabel:
     def episodes(self):
         """Two rollouts of up to three decisions: 0 is near after one and succeeds with its third, 1 never gets near and ends after two."""
@@ -69,6 +74,15 @@ class TestLabel:
         # one token a step, so minus the number of executed steps
         assert outcomes.log_likelihood.tolist() == [-5.0, -4.0]
         assert outcomes.state.tolist() == [7, 7]
+
+    def test_where_the_last_step_counts_a_success_that_was_lost_completes_nothing(self):
+        data, mask = self.episodes()
+        bridge = StageSpec("PutCarrotOnPlateInScene-v1", SPEC.stages, SPEC.whole_task)
+        signal = data["next", "signals", "success"]
+        signal[1, 0], data["signals", "success"][1, 1] = 1.0, 1.0  # 1 has it after its first decision, and not at its end
+        data["next", "success"] = torch.tensor([[[False], [False], [True]], [[True], [False], [False]]])
+        assert label(SPEC, data, mask)[0].completed.tolist() == [[True, True], [True, True]]
+        assert label(bridge, data, mask)[0].completed.tolist() == [[True, True], [True, False]]
 
 
 class TestPairBatches:
@@ -103,6 +117,14 @@ class TestPairBatches:
 
 
 class TestRollouts:
+    @pytest.mark.parametrize(("task", "ends"), [("PutCarrotOnPlateInScene-v1", False), ("PushCube-v1", True)])
+    def test_an_episode_ends_at_success_unless_the_last_step_counts(self, task, ends, monkeypatch, tmp_path):
+        asked = {}
+        monkeypatch.setattr(offline, "make_env", lambda *_, **settings: asked.update(settings) or _stop())
+        with pytest.raises(InterruptedError):
+            collect_rollouts(small_policy(), tmp_path / "new", SETTINGS, task=task, image_size=32, show_progress=False)
+        assert asked["terminate_on_success"] is ends
+
     def test_every_state_is_sampled_and_samples_differ(self, toy):
         assert toy.episodes["seed"].tolist() == [500_000] * 3 + [500_001] * 3
         assert toy.episodes[SAMPLE].tolist() == [0, 1, 2] * 2

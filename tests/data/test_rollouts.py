@@ -6,6 +6,7 @@ from lightning import LightningModule, Trainer
 
 from stare_lit import keys
 from stare_lit.data.rollouts import RolloutDataModule
+from stare_lit.envs.transforms import RewardConfig
 from stare_lit.models.vla.presets import tiny
 
 
@@ -67,6 +68,15 @@ def test_a_round_holds_whole_decisions_and_the_observation_before_a_reset(tmp_pa
 
 def grouped(tmp_path, **settings):
     return rounds(tmp_path, **{"num_envs": 4, "decisions_per_env": 7, "group_size": 2, "max_episode_steps": 5, **settings})
+
+
+@pytest.mark.parametrize(
+    ("task", "mode", "ends"),
+    [("PushCube-v1", "stage", True), ("PushCube-v1", "dense", False), ("PutCarrotOnPlateInScene-v1", "stage", False)],
+)
+def test_an_episode_ends_at_success_unless_the_last_step_counts_or_every_step_is_paid(task, mode, ends):
+    assert RolloutDataModule(task, reward=RewardConfig(mode=mode))._settings["terminate_on_success"] is ends
+    assert RolloutDataModule(task, reward=RewardConfig(mode=mode), terminate_on_success=True)._settings["terminate_on_success"]
 
 
 def test_groups_share_their_start_and_end_as_they_like(tmp_path):
