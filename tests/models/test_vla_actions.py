@@ -62,3 +62,18 @@ def test_errors():
         ActionStatistics.from_actions(torch.full((3, 2), torch.nan))
     with pytest.raises(ValueError, match="action dimensions"):
         ActionCodec(2, 8).set(ActionStatistics.identity(3))
+
+
+def test_a_gripper_written_as_open_fraction_becomes_the_environments_and_back():
+    from stare_lit.models.vla.openvla_config import with_open_fraction
+
+    written = ActionStatistics((-0.02,) * 6 + (0.0,), (0.03,) * 6 + (1.0,), (True,) * 6 + (False,))  # as bridge_orig
+    codec = ActionCodec(7, 256)
+    codec.set(with_open_fraction(written))
+    tokens = torch.full((2, 7), 100)
+    tokens[:, 6] = torch.stack([(codec.values - fraction).abs().argmin() for fraction in (0.0, 1.0)])  # what that checkpoint says for closed and open
+    assert torch.allclose(codec.decode(tokens)[:, 6], torch.tensor([-1.0, 1.0]), atol=0.02)
+    assert torch.equal(codec.encode(codec.decode(tokens))[0], tokens[0])
+    assert codec.statistics.q01[:6] == written.q01[:6] and codec.statistics.mask == (True,) * 7
+    with pytest.raises(ValueError, match="gripper='open_fraction': these action statistics normalise the last dimension"):
+        with_open_fraction(ActionStatistics.identity(7))

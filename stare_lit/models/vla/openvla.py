@@ -4,6 +4,7 @@ None of the checkpoint's own code is run, and of its files only JSON and safeten
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from stare_lit.models.vla.config import ValueHeadConfig, VLAConfig
 from stare_lit.models.vla.io import empty_parameters, parse_dtype
-from stare_lit.models.vla.openvla_config import EXTRA, choose_statistics, extras, read_config, with_statistics
+from stare_lit.models.vla.openvla_config import EXTRA, choose_statistics, extras, read_config, with_open_fraction, with_statistics
 from stare_lit.models.vla.openvla_names import Depths, compare, rules, unused
 from stare_lit.models.vla.policy import VLAPolicy
 from stare_lit.models.vla.shards import MAX_SHARD_BYTES, Shards, write_shards
 from stare_lit.models.vla.value_head import ValueHead
+
+log = logging.getLogger(__name__)
 
 CONFIG, STATISTICS, TOKENIZER, PROCESSOR = "config.json", "dataset_statistics.json", "tokenizer.json", "preprocessor_config.json"
 UNUSED = "openvla.unused.safetensors"
@@ -37,6 +40,7 @@ def load_openvla(
     path: str,
     unnorm_key: str | None = None,
     *,
+    gripper: Literal["native", "open_fraction"] = "native",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     download: bool = False,
     revision: str | None = None,
@@ -55,6 +59,8 @@ def load_openvla(
     Args:
         path: folder of the checkpoint, or its name on the Hub (``openvla/openvla-7b``), which is looked up in the Hub's cache.
         unnorm_key: whose action statistics to use, of those in the checkpoint (``bridge_orig``); null: the only ones there are.
+        gripper: how the checkpoint writes it: ``native`` as the environments (-1 closes, 1 opens); ``open_fraction`` from 0 (closed) to 1 (open), as in
+            ``bridge_orig`` (without it that one never closes). Statistics of demonstrations that take the place of these are native.
         dtype: of the weights; null: as in the checkpoint (bfloat16 for the published one). The value head is float32.
         download: fetch from the Hub what the cache lacks.
         revision: branch, tag or commit on the Hub.
@@ -76,6 +82,13 @@ def load_openvla(
     content = _read_json(folder, CONFIG)
     content["norm_stats"] = {**(content.get("norm_stats") or {}), **(_read_json(folder, STATISTICS) if (folder / STATISTICS).is_file() else {})}
     _, statistics = choose_statistics(content["norm_stats"], unnorm_key)
+    if gripper not in ("native", "open_fraction"):
+        raise ValueError(f"gripper={gripper!r}: choose 'native' or 'open_fraction'")
+    if gripper == "open_fraction":
+        statistics = with_open_fraction(statistics)
+    elif not statistics.mask[-1] and statistics.q01[-1] >= 0.0:
+        log.warning("path=%r, unnorm_key=%r: gripper values from %g to %g; the environments close at -1: if 0 is closed, give gripper: open_fraction",
+                    path, unnorm_key, statistics.q01[-1], statistics.q99[-1])  # fmt: skip
     if tokenizer is None and not (folder / TOKENIZER).is_file():
         raise ValueError(f"path={str(folder)!r}: holds no {TOKENIZER}; give the path of one as tokenizer")
     config = read_config(

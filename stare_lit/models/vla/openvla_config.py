@@ -144,6 +144,17 @@ def choose_statistics(norm_stats: dict[str, Any], key: str | None) -> tuple[str,
         raise ValueError(f"config.json: norm_stats[{key!r}] has no q01 and q99 of actions ({error!r}); choose another unnorm_key") from error
 
 
+def with_open_fraction(statistics: ActionStatistics) -> ActionStatistics:
+    """For a gripper that the checkpoint writes as 0 (closed) to 1 (open), as it is: the environments' -1 to 1, by the affine map 2 c - 1 of a bin centre c.
+
+    Raises ValueError where the last dimension is normalised, so written otherwise.
+    """
+    if statistics.mask[-1]:
+        raise ValueError("gripper='open_fraction': these action statistics normalise the last dimension, so it is no fraction; choose 'native'")
+    q01, q99, mask = ((*values[:-1], last) for values, last in ((statistics.q01, -3.0), (statistics.q99, 1.0), (statistics.mask, True)))
+    return ActionStatistics(q01, q99, mask)  # (c + 1) / 2 (q99 - q01) + q01
+
+
 def with_statistics(norm_stats: dict[str, Any], statistics: ActionStatistics, key: str | None) -> tuple[str, dict[str, Any]]:
     """The key under which ``norm_stats`` hold ``statistics``, and ``norm_stats``: with a new entry ``key`` ("stare_lit") where none says the same."""
     for name in norm_stats if key is None else [key]:
