@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def written(folder: Path, **changes) -> Path:
 
 # -- the plan ------------------------------------------------------------------------------------------------------------
 def test_the_matrix_holds_what_the_paper_compares():
-    online = {"ppo", "ppo_dense", "ppo_potential", "stage_bare", "stage_reset", "sta_ppo", "terminal_keep", "grpo"}
+    online = {"ppo", "ppo_dense", "ppo_potential", "stage_bare", "stage_reset", "sta_ppo", "terminal_keep", "progress", "paper_letter", "grpo"}
     assert online == set(SHIPPED.tables["online"])
     assert {"tpo", "sta_tpo", "sta_tpo_without_cost", "tpo_grape"} < set(SHIPPED.tables["offline"])
     assert [cell.name for cell in SHIPPED.chain("ipi")] == ["sft", "sta_tpo", "ipi"]
@@ -57,7 +58,8 @@ def test_a_command_holds_cap_seed_and_start(tmp_path):
     curve = next(part["init_args"] for part in callbacks if part["class_path"] == "curve.Curve")
     assert curve["max_env_steps"] == variant.phases["interaction"].max_env_steps > 0
     assert plan.fit_command(SHIPPED, variant, SHIPPED.cells["grpo"], 0, tmp_path)[-1] == "--data.decisions_per_env=200"
-    assert "--trainer.max_steps=1500" in plan.fit_command(SHIPPED, variant, SHIPPED.cells["sft"], 0, tmp_path)
+    imitation = variant.phases["imitation"].max_steps
+    assert f"--trainer.max_steps={imitation}" in plan.fit_command(SHIPPED, variant, SHIPPED.cells["sft"], 0, tmp_path)
 
 
 @pytest.mark.parametrize("variant", SHIPPED.variants, ids=lambda variant: variant.name)
@@ -75,12 +77,45 @@ def test_what_cannot_be_run_is_refused_by_name(tmp_path):
     below = {"sft": {"phase": "imitation"}, "ipi": {"phase": "interaction", "after": "ppo"}, "ppo": {"phase": "interaction", "after": "sft"}}
     with pytest.raises(ValueError, match="cells: ipi: after='ppo': must name a cell above it"):
         plan.read_matrix(written(tmp_path, cells=below))
-    tasks = {"Toy-v0": {"state": {"imitation": {"configs": ["configs/toy/gone.yaml"]}}}}
+    tasks = {"Toy-v0": {"state": {"imitation": {"configs": ["configs/toy/gone.yaml"], "max_steps": 1}}}}
     some = {"cells": {"sft": {"phase": "imitation"}}, "tables": {"pipeline": ["sft"]}, "claims": []}
     with pytest.raises(ValueError, match="Toy-v0: state: configs/toy/gone.yaml is not a file"):
         plan.read_matrix(written(tmp_path, tasks=tasks, **some))
     with pytest.raises(ValueError, match="cell sft needs the phase imitation"):
         plan.read_matrix(written(tmp_path, tasks={"Toy-v0": {"state": {}}}, **some))
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        (
+            {"configs": ["configs/toy/sft.yaml"], "max_step": 5},
+            "Toy-v0: state: imitation: max_step: no such setting; choose from configs, arguments, max_steps",
+        ),
+        ({"configs": ["configs/toy/sft.yaml"]}, "Toy-v0: state: imitation: max_steps is missing"),
+    ],
+)
+def test_a_phase_without_its_cap_or_with_a_slip_is_refused(phase, message, tmp_path):
+    some = {"cells": {"sft": {"phase": "imitation"}}, "tables": {"pipeline": ["sft"]}, "claims": []}
+    with pytest.raises(ValueError, match=message):
+        plan.read_matrix(written(tmp_path, tasks={"Toy-v0": {"state": {"imitation": phase}}}, **some))
+
+
+def test_every_seed_is_a_replication_from_the_start(tmp_path):
+    variant, sta_tpo = SHIPPED.variant("LiftPegUpright-v1", "state"), SHIPPED.cells["sta_tpo"]
+    assert "--data.first_seed=20000" in plan.fit_command(SHIPPED, variant, SHIPPED.cells["sft"], 2, tmp_path)
+    assert "--data.rollouts.first_seed=502000" in plan.fit_command(SHIPPED, variant, sta_tpo, 2, tmp_path)
+    assert "--settings.first_seed=502000" in plan.rollouts_command(SHIPPED, variant, sta_tpo, 2, tmp_path)
+
+
+def test_a_cell_whose_configuration_changed_since_it_began_is_not_continued(tmp_path):
+    from stare_lit.cli.steps import Step, run_step
+
+    record = tmp_path / "ppo-fit.json"
+    record.write_text(json.dumps({"command": ["fit"], "digest": "of before", "finished": True, "seconds": 1.0}))
+    with pytest.raises(ValueError, match="ppo: .*ppo-fit.json was begun with other settings"):
+        run_step(Step("ppo", ("fit",), record, None, "of now"), Console())
+    assert run_step(Step("ppo", ("fit",), record, None, "of before"), Console()) == 1.0
 
 
 def test_a_finished_cell_of_other_settings_is_kept(tmp_path):
@@ -111,15 +146,34 @@ def test_runs_are_resampled_within_a_task():
     value, low, high = figures.interval(figures.iqm, [0.2, 0.4, 0.6], [0.7, 0.8, 0.9])
     assert low < value < high
     assert np.isnan(figures.interval(figures.iqm, [0.2], [0.8, 0.9])[1])  # a single run says nothing about others
-    value, low, high = figures.interval(figures.gain, [0.8, 0.9, 0.85], [0.2, 0.3, 0.1])
-    assert value == pytest.approx(0.65) and 0.5 < low < high < 0.8
+
+
+def test_a_gain_is_paired_by_seed():
+    better = [row("a", seed, success) for seed, success in enumerate((0.8, 0.9, 0.85))]
+    worse = [row("b", seed, success) for seed, success in enumerate((0.2, 0.3, 0.1))]
+    value, low, high, seeds = figures.gain(better, worse[::-1])
+    spread = 4.303 * np.std([0.6, 0.6, 0.75], ddof=1) / 3**0.5  # Student's t, two degrees of freedom
+    assert (value, low, high, seeds) == (pytest.approx(0.65), pytest.approx(0.65 - spread, abs=1e-3), pytest.approx(0.65 + spread, abs=1e-3), 3)
+    close = figures.gain([row("a", i, s) for i, s in enumerate((0.50, 0.51, 0.52))], [row("b", i, s) for i, s in enumerate((0.49, 0.47, 0.48))])
+    assert close[1] < 0 < close[2]  # three runs do not show three points
+    assert figures.gain(better, [row("b", 7, 0.1)]) is None  # no seed in common
+    one = figures.gain([better[0] | {"test_successes": [1, 1, 1, 0]}], [worse[0] | {"test_successes": [0, 0, 1, 0]}])
+    assert one[0] == pytest.approx(0.6) and one[1] < 0.5 < one[2] and one[3] == 1  # the interval over its test episodes
+    assert np.isnan(figures.gain(better[:1], worse)[1])  # of a result that did not keep them
+
+
+def test_success_is_what_the_benchmark_of_the_task_counts():
+    carrot = row("ppo", 0, 0.9) | {"task": "PutCarrotOnPlateInScene-v1"}
+    carrot["test"]["success_at_end"] = {"value": 0.4}
+    assert figures._test([carrot]) == [0.4] and figures._test([row("ppo", 0, 0.9)]) == [0.9]
 
 
 def row(cell: str, seed: int, success: float, curve=((0, 0.2), (100, 0.95))) -> dict:
     stages = {"reach": {"successes": 8, "trials": 10}, "place": {"successes": 4 + seed, "trials": 8}}
     points = [{"step": at, "env_steps": at, "seconds": 1.0, "success": value} for at, value in curve]
     test = {"success_once": {"value": success}, "stage_funnel": stages}
-    return {"task": "Toy-v0", "observation": "state", "cell": cell, "seed": seed, "test": test, "curve": points, "seconds": {"fit": 60.0}}
+    about = {"task": "Toy-v0", "observation": "state", "cell": cell, "seed": seed, "commit": "abc", "env_steps": {"own": 100, "all": 300}}
+    return about | {"test": test, "curve": points, "seconds": {"fit": 60.0}}
 
 
 def test_steps_to_the_target_and_the_funnel_by_hand():
@@ -140,7 +194,7 @@ def test_tables_and_figures_of_what_is_there(tmp_path):
     figures.draw(SHIPPED, tmp_path, Console(width=300))
     text = (tmp_path / "tables.md").read_text()
     lines = {line.split("|")[1].strip(): [part.strip() for part in line.split("|")[2:-1]] for line in text.splitlines() if line.startswith("| ")}
-    assert lines["grpo"] == ["-", "-", "-"]
+    assert lines["grpo"] == ["-"] * 4 and re.search(r"^\| ppo .*> 100 +\| 300 ", text, re.MULTILINE)  # its own steps, and those of all phases
     claims = [line for line in text.splitlines() if line.startswith("| sta_") and "+" in line or "other way" in line]
     assert any("sta_ppo" in line and "+20.0" in line and line.rstrip("| ").endswith("as the paper") for line in claims)
     assert any("sta_tpo" in line and "-10.0" in line and "the other way" in line for line in claims)
@@ -155,7 +209,7 @@ def tiny(folder: Path) -> Path:
     toy = SETTINGS["tasks"]["Toy-v0"]["state"]
     phases = {
         "imitation": toy["imitation"] | {"max_steps": 4, "arguments": ["--data.num_episodes=8"]},
-        "preference": toy["preference"] | {"max_epochs": 1, "rollouts": {"num_states": 8, "num_samples": 6, "num_envs": 24}},
+        "preference": toy["preference"] | {"max_steps": 2, "rollouts": {"num_states": 8, "num_samples": 6, "num_envs": 24}},
         "interaction": toy["interaction"] | {"max_env_steps": 600, "every_env_steps": 100, "arguments": small},
     }
     rest = {"tables": {"pipeline": list(chosen)}, "claims": [["ipi", "ppo"]], "seeds": [0], "evaluation": {"num_episodes": 4}, "test": {"num_episodes": 6}}
@@ -202,7 +256,7 @@ def test_a_tiny_matrix_runs_is_killed_goes_on_and_is_drawn(tmp_path):
     steps = [point["env_steps"] for point in ppo["curve"]]
     assert steps[0] == 0 and steps == sorted(set(steps)) and 600 <= steps[-1] < 600 + 4 * 5 * 3  # over the kill, to the cap, no further
     assert ipi["env_steps"]["all"] == sum(found[f"{name}-seed0"]["env_steps"]["own"] for name in ("sft", "sta_tpo", "ipi"))
-    assert "success_once" in done.stdout and (tmp_path / "results" / "tables.md").is_file()
+    assert "success in %" in done.stdout and (tmp_path / "results" / "tables.md").is_file()
     assert len(list((tmp_path / "results").glob("*.png"))) == 2
     again = subprocess.run([*command, "--tables"], capture_output=True, text=True, timeout=120)
     assert again.returncode == 0 and "stage funnel" in again.stdout

@@ -16,6 +16,7 @@ from stare_lit import keys
 from stare_lit.callbacks.provenance import fingerprint
 from stare_lit.cli.steps import Step, run_step
 from stare_lit.data.trajectories import Trajectories
+from stare_lit.evaluation.evaluate import measure_of
 from stare_lit.evaluation.report import hardware, package_versions, write_json
 
 
@@ -50,11 +51,13 @@ def run_cell(matrix: Matrix, variant: Variant, name: str, seed: int, *, root: Pa
     before = finished(matrix, variant, cell.after, seed, results) if cell.after is not None else None
     commands = {"fit": fit_command(matrix, variant, cell, seed, folder), "test": test_command(matrix, variant, cell, folder)}
     seconds = {}
+    started_with = {"digest": matrix.digest(variant, name), "commit": commit()}  # of what is about to run, not of what lies there when it ends
     if cell.phase == "preference":
-        commands = {"rollouts": rollouts_command(matrix, variant, cell, folder)} | commands
+        commands = {"rollouts": rollouts_command(matrix, variant, cell, seed, folder)} | commands
     for kind, command in commands.items():
         of = cell.after if kind == "rollouts" else name  # rollouts of the policy below are shared by the cells on it
-        step = Step(f"{variant.name} seed {seed}: {of} {kind}", tuple(command), folder / f"{of}-{kind}.json", folder / name if kind == "fit" else None)
+        run_dir, record = folder / name if kind == "fit" else None, folder / f"{of}-{kind}.json"
+        step = Step(f"{variant.name} seed {seed}: {of} {kind}", tuple(command), record, run_dir, matrix.digest(variant, str(of)))
         seconds[kind] = run_step(step, out)
     points = json.loads((folder / name / CURVE).read_text())["points"]
     env_steps = _env_steps(cell, folder, points)
@@ -67,11 +70,11 @@ def run_cell(matrix: Matrix, variant: Variant, name: str, seed: int, *, root: Pa
         "seed": seed,
         "after": cell.after,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "digest": matrix.digest(variant, name),
-        "commit": commit(),
+        **started_with,
         "policy": fingerprint(folder / name / matrix.policy),
         "test": {key: value for key, value in test.items() if key != "episodes"},
         "test_seeds": [min(test["episodes"]["seeds"]), max(test["episodes"]["seeds"])],
+        "test_successes": [int(success) for success in test["episodes"][measure_of(variant.task)]],  # from the first test seed on
         "env_steps": {"own": env_steps, "all": env_steps + (before["env_steps"]["all"] if before else 0)},
         "seconds": seconds | {"all": training + (before["seconds"]["all"] if before else 0.0)},
         "curve": points,
@@ -82,7 +85,7 @@ def run_cell(matrix: Matrix, variant: Variant, name: str, seed: int, *, root: Pa
     path = result_path(results, variant, name, seed)
     if not path.is_file():  # else another process was quicker: what is there stays
         write_json(path, found)
-    out.print(f"{time.strftime('%H:%M')} {variant.name} seed {seed}: {name}: success {test['success_once']['value']:.3f} on the test seeds -> {path}")
+    out.print(f"{time.strftime('%H:%M')} {variant.name} seed {seed}: {name}: success {test[measure_of(variant.task)]['value']:.3f} on the test seeds -> {path}")
     return found
 
 

@@ -27,38 +27,44 @@ class Curve(RolloutEvaluation):
         super().__init__(**settings)
         self.every_env_steps, self.max_env_steps = every_env_steps, max_env_steps
         self.points: list[dict[str, Any]] = []
-        self._seconds_before = 0.0
+        self.learnt = 0
+        """Environment steps of the rounds that were learnt from; the data may have sampled the next one already."""
+        self._before, self._began, self._evaluated = 0.0, time.monotonic(), 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, without evaluations, over all attempts."""
+        return self._before + time.monotonic() - self._began - (self.seconds - self._evaluated)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seconds_before, self._began, self._evaluated = (self.points[-1]["seconds"] if self.points else 0.0), time.monotonic(), self.seconds
+        self._began, self._evaluated = time.monotonic(), self.seconds
         super().on_train_start(trainer, pl_module)
         self._stop_at_cap(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.learnt = getattr(trainer.datamodule, "env_steps", 0)
         super().on_train_epoch_end(trainer, pl_module)
         last = self.points[-1]["env_steps"] if self.points else 0
-        if self.every_env_steps and trainer.datamodule.env_steps // self.every_env_steps > last // self.every_env_steps:
+        if self.every_env_steps and self.learnt // self.every_env_steps > last // self.every_env_steps:
             self._evaluate(trainer, pl_module)
         self._stop_at_cap(trainer)
 
     def _stop_at_cap(self, trainer: Trainer) -> None:
-        if self.max_env_steps and trainer.datamodule.env_steps >= self.max_env_steps:
+        if self.max_env_steps and self.learnt >= self.max_env_steps:
             trainer.should_stop = True
 
     def _evaluate(self, trainer: Trainer, module: LightningModule) -> None:
-        seconds = self._seconds_before + time.monotonic() - self._began - (self.seconds - self._evaluated)
+        point = {"step": trainer.global_step, "env_steps": self.learnt, "seconds": self.elapsed}
         super()._evaluate(trainer, module)
         result = self.results["last"]
-        learnt = getattr(trainer.datamodule, "env_steps", 0) if trainer.global_step else 0  # at the start a round is there that nothing was learnt from
-        point = {"step": trainer.global_step, "env_steps": learnt, "seconds": seconds}
         reached = {name: rate.value for name, rate in result.reached.items()}
-        self.points.append(point | {"success": result.once.value, "episodes": len(result.seeds), "reached": reached})
+        self.points.append(point | {"success": result.success.value, "episodes": len(result.seeds), "reached": reached})
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir) / FILE, {"points": self.points})
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"points": list(self.points)}
+        return super().state_dict() | {"points": list(self.points), "learnt": self.learnt, "elapsed": self.elapsed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.points = list(state_dict["points"])
+        self.points, self.learnt, self._before = list(state_dict["points"]), state_dict["learnt"], state_dict["elapsed"]

@@ -3,17 +3,21 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from stare_lit.data.offline import RolloutSettings
 
 ROOT = Path(__file__).parents[2]
 MATRIX = Path(__file__).with_name("matrix.yaml")
 PHASES = ("imitation", "preference", "interaction")
 LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": ".", "name": "csv"}}
 KEPT = ("NonFiniteGuard", "Provenance")
+DEMOS_APART, ROLLOUTS_APART = 10_000, 1_000
+"""Episode seeds between the demonstrations, and the rollouts, of one seed of the matrix and those of the next: each is a replication from the start."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,9 @@ class Phase:
     Args:
         configs: configuration files of ``stare fit``, in order.
         arguments: further arguments.
-        max_steps: cap in optimizer steps (imitation).
-        max_epochs: cap in epochs (preference).
+        max_steps: cap in optimizer steps (imitation, preference: the rules find unequal numbers of pairs, so equal epochs would be unequal updates).
         max_env_steps: cap in environment steps (interaction); the round that reaches it is the last.
-        every_n_epochs, every_env_steps: points of the learning curve between start and end.
+        every_n_steps, every_env_steps: points of the learning curve between start and end.
         statistics: the policy normalises its state.
         rollouts: of the preference phase, see ``RolloutSettings``.
     """
@@ -34,9 +37,8 @@ class Phase:
     configs: tuple[str, ...]
     arguments: tuple[str, ...] = ()
     max_steps: int | None = None
-    max_epochs: int | None = None
     max_env_steps: int | None = None
-    every_n_epochs: int | None = None
+    every_n_steps: int | None = None
     every_env_steps: int | None = None
     statistics: bool = False
     rollouts: Mapping[str, Any] = field(default_factory=dict)
@@ -127,7 +129,7 @@ def read_matrix(path: Path = MATRIX) -> Matrix:
 
 
 def _variant(task: str, observation: str, given: dict[str, Any], cells: Mapping[str, Cell], tables: Mapping[str, Sequence[str]]) -> Variant:
-    phases = {name: Phase(**_tuples(given[name])) for name in PHASES if name in given}
+    phases = {name: _phase(f"tasks: {task}: {observation}: {name}", name, given[name]) for name in PHASES if name in given}
     shown = [name for table in given.get("cells", tables) for name in tables[table]]
     wanted = tuple(name for name in cells if name in shown and name not in given.get("without", ()))
     for cell in (cells[name] for name in wanted):
@@ -137,6 +139,15 @@ def _variant(task: str, observation: str, given: dict[str, Any], cells: Mapping[
             if not (ROOT / path).is_file():
                 raise ValueError(f"tasks: {task}: {observation}: {path} is not a file; add that configuration, or take the task out of the matrix")
     return Variant(task, observation, phases, wanted, given.get("arguments", {}))
+
+
+def _phase(where: str, name: str, given: Mapping[str, Any]) -> Phase:
+    known, cap = [field.name for field in fields(Phase)], "max_env_steps" if name == "interaction" else "max_steps"
+    if unknown := set(given) - set(known):
+        raise ValueError(f"{where}: {', '.join(sorted(unknown))}: no such setting; choose from {', '.join(known)}")
+    if given.get(cap) is None:
+        raise ValueError(f"{where}: {cap} is missing: every phase has its cap, fixed before the first run")
+    return Phase(**_tuples(given))
 
 
 def _tuples(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,28 +162,29 @@ def fit_command(matrix: Matrix, variant: Variant, cell: Cell, seed: int, folder:
     if cell.after is not None:
         words += [f"--data.task={variant.task}", f"--model.policy.path={folder / cell.after / matrix.policy}"]
     if cell.phase == "imitation":
-        words += [f"--data.folder={folder / 'demos'}", f"--trainer.max_steps={phase.max_steps}"]
+        words += [f"--data.folder={folder / 'demos'}", f"--data.first_seed={DEMOS_APART * seed}", f"--trainer.max_steps={phase.max_steps}"]
     elif cell.phase == "preference":
         words += [
             f"--data.folder={folder / f'{cell.after}-rollouts'}",
-            f"--trainer.max_epochs={phase.max_epochs}",
-            *_rollout_settings(phase, "--data.rollouts."),
+            f"--trainer.max_steps={phase.max_steps}",
+            "--trainer.max_epochs=-1",
+            *_rollout_settings(phase, seed, "--data.rollouts."),
         ]
     else:
         words += ["--trainer.max_epochs=-1"]
     own = {**matrix.evaluation, "task": variant.task, "video_episodes": 0, "at_start": cell.phase != "imitation"}
-    own |= {name: getattr(phase, name) for name in ("every_n_epochs", "every_env_steps", "max_env_steps")}
+    own |= {name: getattr(phase, name) for name in ("every_n_steps", "every_env_steps", "max_env_steps")}
     callbacks = [{"class_path": "stare_lit.callbacks.StateStatistics"}] if phase.statistics else []
     callbacks += [{"class_path": "curve.Curve", "init_args": own}, *({"class_path": f"stare_lit.callbacks.{name}"} for name in KEPT)]
     callbacks += [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}]
     return [*words, f"--trainer.callbacks={json.dumps(callbacks)}", *phase.arguments, *cell.arguments, *variant.arguments.get(cell.name, ())]
 
 
-def rollouts_command(matrix: Matrix, variant: Variant, cell: Cell, folder: Path) -> list[str]:
+def rollouts_command(matrix: Matrix, variant: Variant, cell: Cell, seed: int, folder: Path) -> list[str]:
     """Words after ``stare`` that sample the rollouts of a preference cell; those of the same policy are shared."""
     phase = variant.phases[cell.phase]
     words = ["rollouts", f"--policy={folder / str(cell.after) / matrix.policy}", f"--task={variant.task}", f"--folder={folder / f'{cell.after}-rollouts'}"]
-    return [*words, *_rollout_settings(phase, "--settings.")]
+    return [*words, *_rollout_settings(phase, seed, "--settings.")]
 
 
 def test_command(matrix: Matrix, variant: Variant, cell: Cell, folder: Path) -> list[str]:
@@ -181,5 +193,6 @@ def test_command(matrix: Matrix, variant: Variant, cell: Cell, folder: Path) -> 
     return [*words, f"--output={folder / f'{cell.name}-test-report.json'}", *(f"--{name}={value}" for name, value in matrix.test.items())]
 
 
-def _rollout_settings(phase: Phase, prefix: str) -> list[str]:
-    return [f"{prefix}{name}={value}" for name, value in phase.rollouts.items()]
+def _rollout_settings(phase: Phase, seed: int, prefix: str) -> list[str]:
+    settings = {"first_seed": RolloutSettings.first_seed + ROLLOUTS_APART * seed, **phase.rollouts}
+    return [f"{prefix}{name}={value}" for name, value in settings.items()]

@@ -33,23 +33,25 @@ class Step:
         command: words after ``stare``.
         record: JSON with the command, its state and its wall time over all attempts.
         run_dir: run folder of a ``fit`` step, which is continued from its last checkpoint; one without a checkpoint starts anew.
+        digest: of what the command reads besides its words, such as the contents of its configurations; "" where nobody looks.
     """
 
     name: str
     command: tuple[str, ...]
     record: Path
     run_dir: Path | None = None
+    digest: str = ""
 
 
 def run_step(step: Step, console: Console) -> float:
     """Run ``step`` unless it is finished, and return its wall time in seconds over all attempts.
 
     Raises:
-        ValueError: it was begun with another command.
+        ValueError: it was begun with another command, or with other contents of what that reads.
         RuntimeError: it failed.
     """
     record = _read(step)
-    if record["command"] != list(step.command):
+    if (record["command"], record["digest"]) != (list(step.command), step.digest):
         raise ValueError(
             f"{step.name}: {step.record} was begun with other settings ({shlex.join(record['command'])}); choose another --root or delete that folder"
         )
@@ -89,10 +91,11 @@ def run_step(step: Step, console: Console) -> float:
 
 def _read(step: Step) -> dict[str, Any]:
     if not step.record.is_file():
-        return {"command": list(step.command), "finished": False, "seconds": 0.0}
+        return {"command": list(step.command), "digest": step.digest, "finished": False, "seconds": 0.0}
     try:
         record = json.loads(step.record.read_text())
-        return {"command": list(record["command"]), "finished": record["finished"] is True, "seconds": float(record["seconds"])}
+        digest = record.get("digest", "")
+        return {"command": list(record["command"]), "digest": digest, "finished": record["finished"] is True, "seconds": float(record["seconds"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{step.name}: {step.record} is damaged ({error!r}); choose another --root, or delete that file and {step.run_dir}") from error
 
