@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium
 import mani_skill.envs  # noqa: F401  registers the tasks
+import sapien.render
 import torch
 
 from stare_lit.envs.simulator import camera_images
@@ -25,15 +26,18 @@ def measure(task: str, size: int) -> dict[str, float]:
     """Median wall and CPU milliseconds an image (of all threads), seconds of ``lighten``, megabytes resident."""
     torch.set_num_threads(1)
     shader = {"shader_pack": os.environ["BENCH_SHADER"]} if "BENCH_SHADER" in os.environ else {}
-    sensors = {"width": size, "height": size, **shader}
-    backends = {"sim_backend": "physx_cpu", "render_backend": "cpu"}
-    simulator: Any = gymnasium.make(task, obs_mode="none", reward_mode="none", control_mode="pd_ee_delta_pose", sensor_configs=sensors, **backends).unwrapped
+    settings = {"obs_mode": "none", "reward_mode": "none", "control_mode": "pd_ee_delta_pose", "sim_backend": "physx_cpu", "render_backend": "cpu"}
+    settings |= {"sensor_configs": {"width": size, "height": size, **shader}, "enable_shadow": "BENCH_SHADOW" in os.environ}
+    simulator: Any = gymnasium.make(task, **settings).unwrapped
     seconds = []
     for _ in range(2):
         simulator.reset(seed=0, options={"reconfigure": True})
         started = time.perf_counter()
         lighten(simulator.scene.sub_scenes)
         seconds.append(time.perf_counter() - started)
+    if "BENCH_NO_FLOOR" in os.environ:
+        for entity in simulator.table_scene.ground._objs:
+            entity.remove_component(entity.find_component_by_type(sapien.render.RenderBodyComponent))
 
     def one() -> None:
         camera_images(simulator, CAMERA)

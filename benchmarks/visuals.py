@@ -41,6 +41,8 @@ LEVERS: dict[str, dict[str, str]] = {
     "LP_NUM_THREADS=2": {"LP_NUM_THREADS": "2"},
     "LP_NATIVE_VECTOR_WIDTH=512": {"LP_NATIVE_VECTOR_WIDTH": "512"},
     "shader pack default": {"BENCH_SHADER": "default"},
+    "no floor": {"BENCH_NO_FLOOR": "1"},
+    "shadows too": {"BENCH_SHADOW": "1"},
     "positions and ids copied too": {"BENCH_ALL": "1"},
     "a picture of the human camera's too": {"BENCH_HUMAN": "1"},
 }
