@@ -56,6 +56,7 @@ def test_a_command_holds_cap_seed_and_start(tmp_path):
     assert f"--model.policy.path={tmp_path}/sta_tpo/last" in words and {"--seed_everything=2", "--data.seed=2", "--data.task=LiftPegUpright-v1"} <= set(words)
     callbacks = json.loads(next(word for word in words if word.startswith("--trainer.callbacks=")).partition("=")[2])
     curve = next(part["init_args"] for part in callbacks if part["class_path"] == "curve.Curve")
+    assert curve["every_n_epochs"] is None  # jsonargparse keeps what is not named of the configuration's RolloutEvaluation
     assert curve["max_env_steps"] == variant.phases["interaction"].max_env_steps > 0
     assert plan.fit_command(SHIPPED, variant, SHIPPED.cells["grpo"], 0, tmp_path)[-1] == "--data.decisions_per_env=200"
     imitation = variant.phases["imitation"].max_steps

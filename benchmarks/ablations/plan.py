@@ -174,6 +174,7 @@ def fit_command(matrix: Matrix, variant: Variant, cell: Cell, seed: int, folder:
         words += ["--trainer.max_epochs=-1"]
     own = {**matrix.evaluation, "task": variant.task, "video_episodes": 0, "at_start": cell.phase != "imitation"}
     own |= {name: getattr(phase, name) for name in ("every_n_steps", "every_env_steps", "max_env_steps")}
+    own["every_n_epochs"] = None  # else that of the configuration's own RolloutEvaluation would stay
     callbacks = [{"class_path": "stare_lit.callbacks.StateStatistics"}] if phase.statistics else []
     callbacks += [{"class_path": "curve.Curve", "init_args": own}, *({"class_path": f"stare_lit.callbacks.{name}"} for name in KEPT)]
     callbacks += [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}]
