@@ -55,9 +55,10 @@ def run_cell(matrix: Matrix, variant: Variant, name: str, seed: int, *, root: Pa
     if cell.phase == "preference":
         commands = {"rollouts": rollouts_command(matrix, variant, cell, seed, folder)} | commands
     for kind, command in commands.items():
-        of = cell.after if kind == "rollouts" else name  # rollouts of the policy below are shared by the cells on it
+        shared = kind == "rollouts" and before is not None  # rollouts of the policy below are shared by the cells on it
+        of, digest = (cell.after, before["digest"]) if shared else (name, started_with["digest"])
         run_dir, record = folder / name if kind == "fit" else None, folder / f"{of}-{kind}.json"
-        step = Step(f"{variant.name} seed {seed}: {of} {kind}", tuple(command), record, run_dir, matrix.digest(variant, str(of)))
+        step = Step(f"{variant.name} seed {seed}: {of} {kind}", tuple(command), record, run_dir, digest)
         seconds[kind] = run_step(step, out)
     points = json.loads((folder / name / CURVE).read_text())["points"]
     env_steps = _env_steps(cell, folder, points)

@@ -93,9 +93,8 @@ def _read(step: Step) -> dict[str, Any]:
     if not step.record.is_file():
         return {"command": list(step.command), "digest": step.digest, "finished": False, "seconds": 0.0}
     try:
-        record = json.loads(step.record.read_text())
-        digest = record.get("digest", "")
-        return {"command": list(record["command"]), "digest": digest, "finished": record["finished"] is True, "seconds": float(record["seconds"])}
+        record = {"digest": ""} | json.loads(step.record.read_text())
+        return {"command": list(record["command"]), "digest": record["digest"], "finished": record["finished"] is True, "seconds": float(record["seconds"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{step.name}: {step.record} is damaged ({error!r}); choose another --root, or delete that file and {step.run_dir}") from error
 

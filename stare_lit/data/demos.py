@@ -73,7 +73,7 @@ class DemoDataModule(LightningDataModule):
         self.task, self.seed_range = task, (first_seed, SEED_RANGES["train"][1])
         self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation)
         self.instructions = self.settings.instructions()
-        own = self.settings.folder.with_name(f"{self.settings.folder.name}{f'-from{first_seed}' if first_seed else ''}")
+        own = self.settings.folder.with_name(self.settings.folder.name + (f"-from{first_seed}" if first_seed else ""))
         self.folder = own if folder is None else Path(folder)
         self.num_episodes, self.val_episodes, self.batch_size, self.chunk_size = num_episodes, val_episodes, batch_size, chunk_size
         self.max_shift, self.num_workers, self.seed = max_shift, num_workers, seed

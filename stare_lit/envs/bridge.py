@@ -119,9 +119,9 @@ class SeededLayouts:
             return
         official = self.xyz_configs, self.quat_configs
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))  # ManiSkill has seeded the global one
-        at_rest = False
+        rules, at_rest = self.layout_rules, False
         while not at_rest:
-            place, orientation = draw_layout(*official, generator, **self.layout_rules)
+            place, orientation = draw_layout(*official, generator, **rules)
             self.xyz_configs, self.quat_configs = place[None], orientation[None]
             for thing in self.objs.values():  # of a layout that was thrown out
                 thing.set_linear_velocity(torch.zeros(1, 3))

@@ -47,9 +47,8 @@ def make_env(
     Args:
         task: a ManiSkill3 task of ``stare_lit.envs.signals.SIGNALS``, or ``Toy-v0``.
         num_envs: environments stepped together.
-        num_workers: processes for CPU physics; 0 steps all in this process; by default one for each core, as far as they
-            share ``num_envs`` evenly. On a CUDA ``device`` and for the
-            toy there is one batched environment in this process.
+        num_workers: processes for CPU physics; 0 steps all in this process; by default one for each core, as far as they share
+            ``num_envs`` evenly. On a CUDA ``device`` and for the toy there is one batched environment in this process.
         reward: what ``reward`` is made of; without it the sparse return with gamma 1 and no shaping.
         tokenize: a policy's tokenizer, texts -> int64 [N, L]: publish ``instruction_tokens`` instead of text (for collectors, which would
             copy text at every step).

@@ -20,7 +20,7 @@ UPRIGHT = "upright"
 """Signal of the tasks whose own success test errs: the true geometry."""
 
 OUTCOME = (keys.REWARD, keys.STEP_REWARD, keys.SUCCESS, keys.NUM_STEPS, keys.STAGE_INDEX, keys.TERMINATED)
-KEEP = (*(keys.next_(key) for key in OUTCOME), ("next", "signals", UPRIGHT))
+KEEP = (*(keys.next_(key) for key in OUTCOME), ("next", keys.SIGNALS, UPRIGHT))
 
 
 def measure_of(task: str) -> Literal["success_once", "success_at_end"]:
@@ -50,9 +50,14 @@ class Evaluation:
     truly_upright: Tensor | None = None
 
     @property
+    def succeeded(self) -> Tensor:
+        """Which episodes succeeded as their benchmark counts it (``measure_of``), [N]."""
+        return getattr(self, measure_of(self.task))
+
+    @property
     def success(self) -> Rate:
-        """Share of episodes that succeeded as their benchmark counts it (``measure_of``), with its interval."""
-        return self.at_end if measure_of(self.task) == "success_at_end" else self.once
+        """Share of episodes that ``succeeded``, with its interval."""
+        return wilson_rate(int(self.succeeded.sum()), len(self.seeds))
 
     @property
     def upright(self) -> Rate | None:
@@ -83,8 +88,7 @@ class Evaluation:
         """Paired gain in ``success``; ``ValueError`` unless both ran the same task from the same seeds."""
         if (self.task, self.seeds) != (before.task, before.seeds):
             raise ValueError("before: a paired gain needs the same task and seeds in both evaluations; evaluate both with the same --split and --num_episodes")
-        measure = measure_of(self.task)
-        return paired_gain(getattr(before, measure).tolist(), getattr(self, measure).tolist())
+        return paired_gain(before.succeeded.tolist(), self.succeeded.tolist())
 
     def metrics(self) -> dict[str, float]:
         """Scalars to log, without a prefix."""
