@@ -41,6 +41,16 @@ def test_half_precision_halves_the_file_and_keeps_the_statistics(saved, tmp_path
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
+def test_another_critic_on_the_same_policy(saved, observe, tmp_path):
+    policy, folder = saved
+    assert torch.equal(VLAPolicy.from_pretrained(folder, value_signals=["grasped"]).value_head.mlp[0].weight, policy.value_head.mlp[0].weight)
+    blind = VLAPolicy.from_pretrained(folder, value_signals=[])
+    blind.save_pretrained(tmp_path / "blind")
+    seen = observe(3).exclude(keys.SIGNALS)
+    ours, theirs = policy.act(observe(3), temperature=0.0), VLAPolicy.from_pretrained(tmp_path / "blind").act(seen, temperature=0.0, value=True)
+    assert torch.equal(ours[keys.LOG_PROBS], theirs[keys.LOG_PROBS]) and (theirs[keys.STATE_VALUE] == 0).all() and blind.origin == folder
+
+
 def test_config_goes_through_json():
     config = openvla_7b_config()
     assert VLAConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

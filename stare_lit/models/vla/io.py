@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stare_lit.models.vla.config import VLAConfig
+from stare_lit.models.vla.value_head import ValueHead
 
 if TYPE_CHECKING:
     from stare_lit.models.vla.policy import VLAPolicy
@@ -59,8 +60,11 @@ def save(policy: "VLAPolicy", folder: Path, dtype: str | None) -> None:
     _write_bytes(folder / CONFIG, json.dumps(config, indent=1).encode())
 
 
-def load(cls: type["VLAPolicy"], folder: Path, dtype: str | None = "float32") -> "VLAPolicy":
-    """Inverse of ``save``. Raises ValueError for a folder that is missing, of another program, damaged, or of another version."""
+def load(cls: type["VLAPolicy"], folder: Path, dtype: str | None = "float32", value_signals: Sequence[str] | None = None) -> "VLAPolicy":
+    """Inverse of ``save``, with a new value head where that is to read other signals.
+
+    Raises ValueError for a folder that is missing, of another program, damaged, or of another version.
+    """
     kind = parse_dtype(dtype)
     content = _read_config(folder)
     for name in (WEIGHTS, TOKENIZER):
@@ -89,6 +93,11 @@ def load(cls: type["VLAPolicy"], folder: Path, dtype: str | None = "float32") ->
         policy.load_state_dict(kept | {name: tensor.to(kind) if kind else tensor for name, tensor in weights.items() if name not in kept}, assign=True)
         policy.language_model.tie_weights()  # assigned, what was one tensor would be two
     policy.attachments = _read_attachments(folder, content.get(ATTACHMENTS, {}))
+    policy.origin = folder
+    if value_signals is not None and tuple(value_signals) != config.value_head.signals:
+        head = dataclasses.replace(config.value_head, signals=tuple(value_signals))
+        policy.config = dataclasses.replace(policy.config, value_head=head)
+        policy.value_head = ValueHead(config.llm["hidden_size"], head)
     return policy
 
 

@@ -1,5 +1,6 @@
 """The policy: images, proprioception and an instruction in, tokens of an action chunk out."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,12 @@ class VLAPolicy(nn.Module):
         """Files that travel with the weights and influence no output, by name (what an export to another program's layout needs)."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: str | None = "float32") -> "VLAPolicy":
+    def from_pretrained(cls, path: str | Path, dtype: str | None = "float32", value_signals: Sequence[str] | None = None) -> "VLAPolicy":
         """The policy that ``save_pretrained`` wrote into folder ``path``, its weights as ``dtype`` (None: as saved; the value head stays float32).
 
-        Raises ValueError for a missing, foreign or damaged one.
+        With ``value_signals`` its value head reads these privileged signals; one that read others is made anew. ValueError: missing, foreign or damaged.
         """
-        policy = io.load(cls, Path(path), dtype)
-        policy.origin = Path(path)
-        return policy
+        return io.load(cls, Path(path), dtype, value_signals)
 
     def save_pretrained(self, path: str | Path, dtype: str | None = None) -> None:
         """Write weights (safetensors; floating ones as ``dtype``, None: as they are), config, tokenizer and action statistics into folder ``path``."""
