@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     out, path = console(), Path(chosen.output)
     content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    about = {"config": vars(chosen), "hardware": hardware(), "versions": package_versions()}
+    about = {"config": {name: value for name, value in vars(chosen).items() if name != "output"}, "hardware": hardware(), "versions": package_versions()}
     if "meshes" in chosen.parts:
         rows, start = measure_meshes(chosen.task, chosen.coarseness, chosen.poses, chosen.rounds, chosen.images), measure_start(chosen.task)
         content["meshes"] = {"rows": rows, "seconds_of_lighten": start, **about}
