@@ -19,7 +19,9 @@ import tempfile
 import time
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.table import Table
 from saving import save
 from scipy.stats import linregress, t
@@ -68,10 +70,26 @@ def trend(hours: list[float], values: list[float]) -> dict[str, float]:
 
 
 def least(samples: list[tuple[float, float]], ends: list[float]) -> tuple[list[float], list[float]]:
-    """Of each round but the first: the hours from the first one's end to its own, and its least MiB; ``ends`` are in the seconds of the samples."""
-    spans = [[size for at, size in samples if begin <= at < end] for begin, end in pairwise(ends)]
-    found = [((end - ends[0]) / 3600, min(sizes)) for sizes, end in zip(spans, ends[1:], strict=True) if sizes]
+    """Of each round but the first, and the last, in which processes end already: the hours from the first one's end to its own, and its least MiB;
+    ``ends`` are in the seconds of the samples.
+    """  # fmt: skip
+    spans = [[size for at, size in samples if begin <= at < end] for begin, end in pairwise(ends[:-1])]
+    found = [((end - ends[0]) / 3600, min(sizes)) for sizes, end in zip(spans, ends[1:-1], strict=True) if sizes]
     return [at for at, _ in found], [size for _, size in found]
+
+
+def analyse(samples: list[tuple[float, float]], rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """The trends, and the fastest round of each sixth of the run: where a machine has slower minutes, that one says whether the run itself slows down."""
+    seconds = [sum(row[f"time/{part}"] for part in ("simulate", "policy", "update")) for row in rounds]
+    ends = list(accumulate(seconds))
+    hours = [end / 3600 for end in ends]
+    start = samples[-1][0] - ends[-1]  # of the first round
+    fits = {
+        "least memory of a round, MiB": trend(*least(samples, [start + end for end in ends])),
+        "seconds of a round": trend(hours, seconds),
+        "environment steps/s": trend(hours, [row["time/env_steps_per_second"] for row in rounds]),
+    }
+    return {"fits": fits, "fastest_round_of_each_sixth": [float(part.min()) for part in np.array_split(seconds, 6)]}
 
 
 def observe(config: str, minutes: float, every: float, extra: list[str]) -> tuple[list[tuple[float, float]], list[dict[str, float]]]:
@@ -101,23 +119,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     samples, rounds = observe(arguments.config, arguments.minutes, arguments.every, arguments.extra)
-    seconds = [sum(row[f"time/{part}"] for part in ("simulate", "policy", "update")) for row in rounds]
-    ends = list(accumulate(seconds))
-    hours = [end / 3600 for end in ends]
-    start = samples[-1][0] - ends[-1]  # of the first round
-    fits = {
-        "least memory of a round, MiB": trend(*least(samples, [start + end for end in ends])),
-        "seconds of a round": trend(hours, seconds),
-        "environment steps/s": trend(hours, [row["time/env_steps_per_second"] for row in rounds]),
-    }
+    found = analyse(samples, rounds)
     table = Table(
         "what", "level", "change an hour", "95 %", "share of the level", title=f"{arguments.config}, {arguments.minutes:g} minutes, {len(rounds)} rounds"
     )
-    for name, fit in fits.items():
+    for name, fit in found["fits"].items():
         share = fit["slope_per_hour"] / fit["level"]
         table.add_row(name, f"{fit['level']:.1f}", f"{fit['slope_per_hour']:+.1f}", f"{fit['low']:+.1f} .. {fit['high']:+.1f}", f"{share:+.1%}")
-    console().print(table)
-    save(arguments.output, arguments, {"fits": fits, "memory": samples[:: max(1, len(samples) // 200)], "rounds": rounds})
+    console().print(table, "fastest round of each sixth, s: " + ", ".join(f"{fastest:.1f}" for fastest in found["fastest_round_of_each_sixth"]))
+    save(arguments.output, arguments, {**found, "memory": samples[:: max(1, len(samples) // 200)], "rounds": rounds})
 
 
 if __name__ == "__main__":

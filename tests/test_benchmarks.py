@@ -64,8 +64,8 @@ def test_endurance_sees_a_leak_and_no_noise():
 
 
 def test_endurance_takes_the_least_memory_of_a_round():
-    samples = [(10.0, 7.0), (30.0, 900.0), (40.0, 500.0), (60.0, 510.0), (70.0, 950.0), (100.0, 1.0)]
-    assert load("endurance").least(samples, [20.0, 56.0, 92.0]) == ([0.01, 0.02], [500.0, 510.0])
+    samples = [(10.0, 7.0), (30.0, 900.0), (40.0, 500.0), (60.0, 510.0), (70.0, 950.0), (100.0, 1.0), (120.0, 0.5)]
+    assert load("endurance").least(samples, [20.0, 56.0, 92.0, 125.0]) == ([0.01, 0.02], [500.0, 510.0])
 
 
 def test_endurance_counts_the_memory_of_children():
