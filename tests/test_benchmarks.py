@@ -54,6 +54,13 @@ def test_rollout_rate_runs(tmp_path):
     assert row["observation"] == "state" and row["stock"] > 0 and row["ours"] > 0
 
 
+def test_compiled(tmp_path):
+    tiny(4, image_size=32, hidden_size=32, num_layers=1, channels=(8, 8, 8)).save_pretrained(tmp_path / "policy")
+    sizes = ["--num_envs=2", "--minibatch_size=4", "--pairs=1"]
+    found = run("compiled", tmp_path, f"--policy={tmp_path / 'policy'}", "--task=Toy-v0", "--backend=eager", *sizes)
+    assert set(found["parts"]) == {"decision", "minibatch"} and found["warm_up_seconds"]["compiled"]["minibatches"] > 0
+
+
 def test_endurance_sees_a_leak_and_no_noise():
     endurance, hours = load("endurance"), [i / 100 for i in range(51)]
     noise = [(-1) ** i for i in range(51)]
