@@ -16,7 +16,6 @@ from stare_lit.envs.signals import peg_axis
 from stare_lit.experts.memory import Memory
 
 POSITION_STEP = 0.1  # m of translation at an action of 1
-ROTATION_STEP = -0.1  # rad about a root axis at an action of 1 (ManiSkill scales by the *lower* limit, hence the sign)
 OPEN, CLOSED = 1.0, -1.0
 
 GAIN = 2.0  # for precise work: the arm covers about a third of the distance that an action asks for
@@ -26,7 +25,6 @@ PUSH_HEIGHT = 0.02  # m, tool height while pushing
 CLEAR = 0.05  # m between the tool and the cube's centre before it descends beside it
 ALIGNED = 0.015  # m
 GRASP_SLACK = 0.012  # m of horizontal error with which the fingers still close around the object
-TURNED = 0.2  # rad of error about the vertical with which they do
 PLACE_RISE = 0.04  # m above its place at which a cube is carried
 PLACE_SLACK = 0.01  # m between the cubes' centres with which the upper one is let down
 FUNNEL = 0.02  # m of horizontal error, beyond what is allowed, over which a descent rises to its full clearance
@@ -38,14 +36,11 @@ SHORTER = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)  # shares of a motion that are trie
 SETTLE = 3  # decisions that the gripper needs to close
 
 
-def _towards(simulator: Any, target: Tensor, grip: float, rotation: Tensor | None = None, gain: float = 1.0) -> Tensor:
-    """Action [7] that moves the tool to ``target`` [3] (m) and turns it by ``rotation`` [3] (rad, root axes)."""
+def _towards(simulator: Any, target: Tensor, grip: float, gain: float = 1.0) -> Tensor:
+    """Action [7] that moves the tool to ``target`` [3] (m) and turns it by nothing."""
     action = torch.zeros(7)
     delta = (target - simulator.agent.tcp.pose.p[0]) / POSITION_STEP * gain
     action[:3] = delta / delta.abs().max().clamp_min(1.0)  # scaled, not clipped: the path stays straight
-    if rotation is not None:
-        turn = rotation / ROTATION_STEP
-        action[3:6] = turn / torch.linalg.vector_norm(turn).clamp_min(1.0)
     action[6] = grip
     return action
 
@@ -83,18 +78,7 @@ def pull_cube(simulator: Any, memory: Memory) -> Tensor:
     return _beside(simulator, CLEAR, float(simulator.goal_region.pose.p[0, 0]))
 
 
-def _yaw(quaternion: Tensor) -> float:
-    w, x, y, z = quaternion.tolist()
-    return float(torch.atan2(torch.tensor(2 * (w * z + x * y)), torch.tensor(1 - 2 * (y * y + z * z))))
-
-
-def _turn_to_faces(simulator: Any, cube: Any) -> Tensor:
-    """Rotation [3] about the vertical that lines the fingers up with two faces of ``cube``, the short way round."""
-    error = _yaw(cube.pose.q[0]) - _yaw(simulator.agent.tcp.pose.q[0])
-    return torch.tensor([0.0, 0.0, (error + pi / 4) % (pi / 2) - pi / 4])
-
-
-def _grasp(simulator: Any, actor: Any, point: Tensor, memory: Memory, rotation: Tensor, grip: float = CLOSED) -> Tensor | None:
+def _grasp(simulator: Any, actor: Any, point: Tensor, memory: Memory, grip: float = CLOSED) -> Tensor | None:
     """Action that leads to ``actor`` being grasped at ``point`` [3]; none once it is."""
     tool = simulator.agent.tcp.pose.p[0]
     if memory.closing and bool(simulator.agent.is_grasping(actor)[0]):
@@ -102,22 +86,26 @@ def _grasp(simulator: Any, actor: Any, point: Tensor, memory: Memory, rotation: 
     if memory.closing > 2 * SETTLE:
         memory.closing = 0  # it slipped away: open and try again
     if not memory.closing:
-        rise = _clearance(tool - point, GRASP_SLACK, CLEAR) if rotation.abs().max() < TURNED else torch.tensor(CLEAR)
+        rise = _clearance(tool - point, GRASP_SLACK, CLEAR)
         if rise > 0 or tool[2] - point[2] > GRASP_DEPTH:
-            return _towards(simulator, torch.stack([point[0], point[1], point[2] + rise]), OPEN, rotation, GAIN)
+            return _towards(simulator, torch.stack([point[0], point[1], point[2] + rise]), OPEN, GAIN)
     memory.closing += 1
     return _towards(simulator, point, grip, gain=GAIN)
 
 
 def stack_cube(simulator: Any, memory: Memory) -> Tensor:
-    """Grasp cube A by two faces, carry it above cube B, lower, release, retreat."""
+    """Grasp cube A, carry it above cube B, lower, release, retreat.
+
+    The tool does not turn to the cube: the open fingers take it as it lies and turn it as they close. A policy that sees a cube of three pixels could not
+    know when to stop turning, and waits above it (64 px, 1500 updates: 37 % never came nearer than 2.5 cm).
+    """
     cube, base, tool = simulator.cubeA.pose.p[0], simulator.cubeB.pose.p[0], simulator.agent.tcp.pose.p[0]
     side = 2 * float(simulator.cube_half_size[2])
     final = base + torch.tensor([0.0, 0.0, side])
     held = tool - cube  # where in the grip the cube sits
     if torch.linalg.vector_norm((cube - final)[:2]) < 0.02 and (cube[2] - final[2]).abs() < 0.005:
         return _towards(simulator, torch.stack([tool[0], tool[1], final[2] + CLEAR]), OPEN) * torch.tensor([0.0, 0, 0.3, 0, 0, 0, 1])
-    action = _grasp(simulator, simulator.cubeA, cube, memory, _turn_to_faces(simulator, simulator.cubeA))
+    action = _grasp(simulator, simulator.cubeA, cube, memory)
     if action is not None:
         return action
     if cube[2] < final[2] + 0.01 and torch.linalg.vector_norm((cube - final)[:2]) > 0.03:
@@ -137,7 +125,7 @@ def lift_peg_upright(simulator: Any, memory: Memory) -> Tensor:
         memory.end = 1 if axis[0] > 0 else -1  # the far end: led up from the near one, the arm gets stuck half-way
     axis = memory.end * axis  # from the resting end to the gripped one
     grip = peg + PEG_GRIP * axis
-    action = _grasp(simulator, simulator.peg, grip, memory, torch.zeros(3), SOFT)
+    action = _grasp(simulator, simulator.peg, grip, memory, SOFT)
     if action is not None:
         return action
     rise = torch.asin(axis[2].clamp(-1.0, 1.0))
