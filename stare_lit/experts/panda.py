@@ -96,8 +96,8 @@ def _grasp(simulator: Any, actor: Any, point: Tensor, memory: Memory, grip: floa
 def stack_cube(simulator: Any, memory: Memory) -> Tensor:
     """Grasp cube A, carry it above cube B, lower, release, retreat.
 
-    The tool does not turn to the cube: the open fingers take it as it lies and turn it as they close. A policy that sees a cube of three pixels could not
-    know when to stop turning, and waits above it (64 px, 1500 updates: 37 % never came nearer than 2.5 cm).
+    The tool does not turn to the cube: the open fingers take it as it lies and turn it as they close. One that turned first, and waited for it above the
+    cube, had as many successes but was hard to imitate: 50 demonstrations and 1500 updates from the state left 2 of 100 validation seeds, of this one 50.
     """
     cube, base, tool = simulator.cubeA.pose.p[0], simulator.cubeB.pose.p[0], simulator.agent.tcp.pose.p[0]
     side = 2 * float(simulator.cube_half_size[2])
