@@ -30,7 +30,7 @@ train: setup  ## the main job: stage-aware PPO on PushCube-v1 from the shipped p
 	@$(BIN)/stare fit --config $(CONFIG) $(ARGS) </dev/null
 
 test: setup  ## the tests that need no GPU and no network (PYTEST_ARGS=...)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS) </dev/null
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) </dev/null
 
 test-slow: setup  ## the tests marked slow (learning, all tasks)
 	@$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 3600 $(PYTEST_ARGS) </dev/null

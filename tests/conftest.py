@@ -19,14 +19,6 @@ if (SHARED / "maniskill_assets").is_dir():  # before ManiSkill is imported, whic
     os.environ.setdefault("MS_ASSET_DIR", str(SHARED / "maniskill_assets"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup`` a file stays in one process, for its fixtures, unless it marks groups of its own."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Test data kept beside the repository (``$STARE_SHARED``, else ``../shared``); skips where there is none."""

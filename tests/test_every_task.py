@@ -40,7 +40,7 @@ class Episodes:
         return cls(padded, torch.arange(max(lengths) + 1) <= table["length"][:, None], table["success"])
 
 
-@pytest.fixture(scope="module", params=[pytest.param(task, marks=pytest.mark.xdist_group(task)) for task in known_tasks()])
+@pytest.fixture(scope="module", params=known_tasks())
 def task(request, simulated):
     return request.param if request.param == "Toy-v0" else simulated(request.param)
 

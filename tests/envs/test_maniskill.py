@@ -86,7 +86,7 @@ class TestEveryTask:
             assert (ours == theirs).all()  # to the bit, every key
 
     def test_a_reset_clears_the_contacts_of_the_episode_before(self, env):
-        _, steps = expert_episode(env, seed=2, max_steps=20)
+        _, steps = expert_episode(env, seed=2, max_steps=14)
         held = "grasped" in env.signal_names  # a cube that is pushed slides ahead of the fingers, and may be touched by none at a step's end
         assert not held or (steps[-1]["next", "signals", "grasped"] == 1 and steps[-1]["next", "signals", "contact"] == 1)
         signals = env.reset()[keys.SIGNALS]  # a drawn seed: the simulator goes on and still reports the old contacts
