@@ -10,10 +10,11 @@ apart, and say after how many minibatches compiling has paid. Minibatches of two
 import argparse
 import copy
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from openvla_7b import median_seconds
 from rich.table import Table
 from saving import save
 from tensordict import TensorDictBase
@@ -36,26 +37,11 @@ def compile_blocks(policy: nn.Module, backend: str) -> None:
             module.compile(backend=backend)
 
 
-def decide(policy: VLAPolicy, rows: TensorDictBase) -> float:
-    """Seconds of one decision on each of ``rows``; writes what was decided."""
-    started = _now(rows)
-    policy.act(rows, temperature=1.0, value=True)
-    return _now(rows) - started
-
-
-def learn(policy: VLAPolicy, rows: TensorDictBase) -> float:
-    """Seconds of forward and backward on ``rows``."""
-    started = _now(rows)
+def learn(policy: VLAPolicy, rows: TensorDictBase) -> None:
+    """Forward and backward on ``rows``."""
     new = policy.evaluate_actions(rows, temperature=1.0, value=True)
     (new["log_probs"].mean() + new["entropy"].mean() + new[keys.STATE_VALUE].mean()).backward()
     policy.zero_grad()
-    return _now(rows) - started
-
-
-def _now(rows: TensorDictBase) -> float:
-    if rows.device is not None and rows.device.type == "cuda":
-        torch.cuda.synchronize(rows.device)
-    return time.perf_counter()
 
 
 def main(line: list[str] | None = None) -> None:
@@ -77,15 +63,22 @@ def main(line: list[str] | None = None) -> None:
     env.close()
     acting, first, second = (torch.cat([seen] * num)[:num].clone() for num in (arguments.num_envs, arguments.minibatch_size, arguments.minibatch_size + 1))
     for rows in (first, second):
-        decide(policy, rows)
+        policy.act(rows, temperature=1.0)
     sides = {"eager": policy, "compiled": copy.deepcopy(policy)}
     compile_blocks(sides["compiled"], arguments.backend)
-    warm_up = {name: {"decision": decide(side, acting), "minibatches": learn(side, first) + learn(side, second)} for name, side in sides.items()}
+
+    def decision(name: str, repeats: int) -> float:
+        return median_seconds(partial(sides[name].act, acting, temperature=1.0, value=True), torch.device(arguments.device), 0, repeats)
+
+    def minibatches(name: str) -> float:
+        return sum(median_seconds(partial(learn, sides[name], rows), torch.device(arguments.device), 0, 1) for rows in (first, second))
+
+    warm_up = {name: {"decision": decision(name, 1), "minibatches": minibatches(name)} for name in sides}
     seconds: dict[str, dict[str, list[float]]] = {name: {"decision": [], "minibatch": []} for name in sides}
     for pair in range(arguments.pairs):
         for name in list(sides)[:: 1 if pair % 2 else -1]:
-            seconds[name]["decision"].append(statistics.median(decide(sides[name], acting) for _ in range(10)))
-            seconds[name]["minibatch"].append((learn(sides[name], first) + learn(sides[name], second)) / 2)
+            seconds[name]["decision"].append(decision(name, 10))
+            seconds[name]["minibatch"].append(minibatches(name) / 2)
     table = Table("", "eager, ms", "compiled, ms", "speed-up [min-max]", title=f"{arguments.policy}, {arguments.device}")
     found = {}
     for part in ("decision", "minibatch"):

@@ -8,7 +8,12 @@ from typing import Any
 from stare_lit.evaluation.report import console, hardware, package_versions, write_json
 
 
-def save(output: Path | str, arguments: argparse.Namespace, content: Mapping[str, Any]) -> None:
-    """Write ``content`` with the settings, the hardware and the versions, whole or not at all, and say where. Not recorded: where it was written."""
+def about(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings, the hardware and the versions. Not recorded: where a benchmark writes."""
     config = {name: value for name, value in vars(arguments).items() if name != "output"}
-    console().print(f"written to {write_json(output, {'config': config, **content, 'hardware': hardware(), 'versions': package_versions()})}")
+    return {"config": config, "hardware": hardware(), "versions": package_versions()}
+
+
+def save(output: Path | str, arguments: argparse.Namespace, content: Mapping[str, Any]) -> None:
+    """Write ``content`` and what it is ``about``, whole or not at all, and say where."""
+    console().print(f"written to {write_json(output, {**about(arguments), **content})}")

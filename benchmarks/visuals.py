@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
+from saving import about
 
 from stare_lit.cli.eval import evaluate_checkpoint
 from stare_lit.envs import decimation
 from stare_lit.envs.simulator import SimulatorConfig, camera_images, make_simulator
 from stare_lit.envs.visuals import lighten
-from stare_lit.evaluation.report import console, hardware, package_versions, write_json
+from stare_lit.evaluation.report import console, write_json
 
 RESULTS = Path(__file__).parent / "results"
 CAMERA = ("base_camera",)
@@ -193,10 +194,10 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     out, path = console(), Path(chosen.output)
     content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    about = {"config": {name: value for name, value in vars(chosen).items() if name != "output"}, "hardware": hardware(), "versions": package_versions()}
+    described = about(chosen)
     if "meshes" in chosen.parts:
         rows, start = measure_meshes(chosen.task, chosen.coarseness, chosen.poses, chosen.rounds, chosen.images), measure_start(chosen.task)
-        content["meshes"] = {"rows": rows, "seconds_of_lighten": start, **about}
+        content["meshes"] = {"rows": rows, "seconds_of_lighten": start, **described}
         table = Table("meshes", "triangles", "overlap 128 (least)", "difference 64, 128", "strong", "ms 64", "ms 128", "speed-up 64, 128", title=chosen.task)
         for name, row in rows.items():
             overlap, ms = f"{row['overlap_128']:.3f} ({row['least_overlap_128']:.3f})", (f"{row['ms_64']:.2f}", f"{row['ms_128']:.2f}")
@@ -205,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
         out.print(table, "seconds of lighten: " + ", ".join(f"{name} {value:.3f}" for name, value in start.items()))
     if "levers" in chosen.parts:
         levers = measure_levers(chosen.task, chosen.rounds, chosen.images, {name: LEVERS[name] for name in chosen.levers})
-        content["levers"] = {"rows": levers, **about}
+        content["levers"] = {"rows": levers, **described}
         table = Table("lever", "px", "processes", "ms an image", "CPU ms", "MB resident", title=f"{chosen.task}, light")
         for row in levers:
             table.add_row(
@@ -214,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
         out.print(table)
     if "policy" in chosen.parts:
         settings = {} if chosen.max_episode_steps is None else {"max_episode_steps": chosen.max_episode_steps}
-        content["policy"] = {**measure_policy(chosen.policy, chosen.task, chosen.episodes, settings), **about}
+        content["policy"] = {**measure_policy(chosen.policy, chosen.task, chosen.episodes, settings), **described}
         table = Table("images", "success_once", title=f"{chosen.policy}, {chosen.task}, {chosen.episodes} validation seeds, greedy")
         for name, text in content["policy"].pop("lines").items():
             table.add_row(name, text)

@@ -88,7 +88,7 @@ def _grasp(simulator: Any, actor: Any, point: Tensor, memory: Memory, grip: floa
     if not memory.closing:
         rise = _clearance(tool - point, GRASP_SLACK, CLEAR)
         if rise > 0 or tool[2] - point[2] > GRASP_DEPTH:
-            return _towards(simulator, torch.stack([point[0], point[1], point[2] + rise]), OPEN, GAIN)
+            return _towards(simulator, torch.stack([point[0], point[1], point[2] + rise]), OPEN, gain=GAIN)
     memory.closing += 1
     return _towards(simulator, point, grip, gain=GAIN)
 
