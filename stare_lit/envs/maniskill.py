@@ -9,9 +9,9 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from stare_lit import keys
+from stare_lit.envs.direct import read_directly
 from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.perturbed_scene import begin_episode, perturb_scene
-from stare_lit.envs.poses import read_directly
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.seeds import official_layout
 from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS
@@ -109,7 +109,7 @@ class ManiSkillEnv(EnvBase):
         if self._light:
             lighten(self._scene.sub_scenes)
         if self._num == 1:
-            read_directly(self._scene)
+            read_directly(self._sim)
         perturb_scene(self._sim, self.task, self.perturbation)
         self._stepper = EndEffectorStepper(self._sim) if EndEffectorStepper.fits(self._sim) else None
 

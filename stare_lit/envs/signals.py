@@ -34,16 +34,22 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1)
 
 
-def _touches(env: Any, actor: Any) -> Tensor:
-    """Whether a finger presses on ``actor``."""
-    fingers = (env.agent.finger1_link, env.agent.finger2_link)
-    if env.scene.gpu_sim_enabled:
-        return torch.maximum(*(_norm(env.scene.get_pairwise_contact_forces(link, actor)) for link in fingers)) > CONTACT_FORCE
+def finger_forces(agent: Any, actor: Any) -> tuple[float, float]:
+    """Newtons with which each of the two fingers presses on ``actor``, of one CPU scene; one walk through the contacts for both."""
     from mani_skill.utils.sapien_utils import compute_total_impulse, get_multiple_pairwise_contacts
 
-    contacts = get_multiple_pairwise_contacts(env.scene.px.get_contacts(), actor._objs[0], [link._bodies[0].entity for link in fingers])
-    impulse = max(np.linalg.norm(compute_total_impulse(found)) for found in contacts.values())  # one walk through the contacts for both fingers
-    return torch.tensor([bool(impulse / env.scene.px.timestep > CONTACT_FORCE)])
+    fingers = [link._bodies[0].entity for link in (agent.finger1_link, agent.finger2_link)]
+    contacts = get_multiple_pairwise_contacts(agent.scene.px.get_contacts(), actor._objs[0], fingers)
+    first, second = (float(np.linalg.norm(compute_total_impulse(contacts[finger])) / agent.scene.px.timestep) for finger in fingers)
+    return first, second
+
+
+def _touches(env: Any, actor: Any) -> Tensor:
+    """Whether a finger presses on ``actor``."""
+    if env.scene.gpu_sim_enabled:
+        fingers = (env.agent.finger1_link, env.agent.finger2_link)
+        return torch.maximum(*(_norm(env.scene.get_pairwise_contact_forces(link, actor)) for link in fingers)) > CONTACT_FORCE
+    return torch.tensor([max(finger_forces(env.agent, actor)) > CONTACT_FORCE])
 
 
 def _along_x(env: Any, offset: float) -> Signals:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stare_lit import keys
+from stare_lit.envs.direct import OneActor, OneLink
 from stare_lit.envs.maniskill import ManiSkillEnv
-from stare_lit.envs.poses import OneActor, OneLink
 from stare_lit.envs.robots import PANDA, robot_of
 from stare_lit.envs.signals import SIGNALS
 from stare_lit.envs.stepping import EndEffectorStepper
