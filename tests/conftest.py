@@ -19,6 +19,11 @@ if (SHARED / "maniskill_assets").is_dir():  # before ManiSkill is imported, whic
     os.environ.setdefault("MS_ASSET_DIR", str(SHARED / "maniskill_assets"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: a file is one worker's, and at the end all others would wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_every_task.py")
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Test data kept beside the repository (``$STARE_SHARED``, else ``../shared``); skips where there is none."""
