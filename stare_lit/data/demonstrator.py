@@ -14,7 +14,7 @@ from stare_lit import keys
 from stare_lit.data.trajectories import TrajectoryMetadata
 from stare_lit.envs.factory import TOY
 from stare_lit.envs.robots import robot_of
-from stare_lit.experts.make import make_demonstrator
+from stare_lit.experts.make import REVISIONS, make_demonstrator
 from stare_lit.experts.noise import disturbed
 from stare_lit.types import Expert
 
@@ -85,6 +85,8 @@ class DemoSettings:
     def metadata(self, seed_range: tuple[int, int]) -> TrajectoryMetadata:
         """What a folder of demonstrations from the seeds ``[low, high)`` says of itself."""
         config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation")} | {"seed_range": list(seed_range)}
+        if self.task in REVISIONS:
+            config["demonstrator"] = REVISIONS[self.task]
         return TrajectoryMetadata(self.task, ACTION_DIM, 1, robot_of(self.task).control_mode, self.image_size, self.instructions(), config=config)
 
     def demonstrator(self) -> tuple[EnvBase, Expert]:

@@ -7,6 +7,9 @@ from torchrl.envs import EnvBase
 from stare_lit.envs.factory import TOY
 from stare_lit.types import Expert
 
+REVISIONS = {"StackCube-v1": 2}
+"""Demonstrators that act otherwise than their first form: demonstrations carry the number, so that earlier ones are not taken for the present one's."""
+
 
 def make_demonstrator(task: str, *, toy_batch: int = 1, **settings: Any) -> tuple[EnvBase, Expert]:
     """Environment and expert of ``task``, in this process.

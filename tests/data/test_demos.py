@@ -13,6 +13,7 @@ from stare_lit.data.demos import DemoDataModule, collect_demos
 from stare_lit.data.trajectories import Trajectories
 from stare_lit.envs.seeds import SEED_RANGES
 from stare_lit.envs.toy import ToyEnv
+from stare_lit.experts.make import REVISIONS
 from stare_lit.experts.toy import ToyExpert
 
 TOY = {"task": "Toy-v0", "image_size": 16}
@@ -199,6 +200,13 @@ class TestDataModule:
             DemoDataModule(**TOY, folder=str(data.folder), num_episodes=3, chunk_size=2).prepare_data()
         with pytest.raises(ValueError, match="first_seed=-1: the training range has the seeds 0..999999"):
             DemoDataModule(**TOY, first_seed=-1)
+
+    def test_demonstrations_of_an_earlier_demonstrator_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings = {"folder": str(tmp_path / "a"), "num_episodes": 2, "num_workers": 0, **TOY}
+        DemoDataModule(**settings).prepare_data()
+        monkeypatch.setitem(REVISIONS, "Toy-v0", 2)
+        with pytest.raises(ValueError, match="demonstrator.*delete this one"):
+            DemoDataModule(**settings).prepare_data()
 
     def test_state_variant_has_no_image(self, tmp_path: Path) -> None:
         data = DemoDataModule("Toy-v0", folder=str(tmp_path / "demos"), num_episodes=3, batch_size=4, chunk_size=2, observation="state")
