@@ -5,9 +5,10 @@ from typing import Any
 from torchrl.envs import EnvBase
 
 from stare_lit.envs.factory import TOY
+from stare_lit.envs.robots import OFFICIAL_LAYOUTS
 from stare_lit.types import Expert
 
-REVISIONS = {"StackCube-v1": 2}
+REVISIONS = {"StackCube-v1": 2, **dict.fromkeys(OFFICIAL_LAYOUTS, 2)}
 """Demonstrators that act otherwise than their first form: demonstrations carry the number, so that earlier ones are not taken for the present one's."""
 
 

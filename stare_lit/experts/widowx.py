@@ -23,7 +23,7 @@ ALIGNED = 0.008  # m of horizontal error with which the open gripper goes down a
 FUNNEL = 0.02  # m beyond that over which it rises to its full height
 TURNED = 0.15  # rad of error about the vertical with which it goes down
 GRIP_SLACK = 0.008  # m above the grip at which the fingers close
-SETTLE = 4  # actions that they need
+SETTLE = 4  # actions that they have for it
 CLEAR = 0.03  # m from the target's centre, beyond which the object is first lifted, then carried
 RETREAT = 0.08  # m above the place, where the open gripper waits for the end
 
@@ -92,9 +92,10 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
             rise = final[2] + RETREAT if memory.opening > 2 else hand[2]
             return _action(arm, torch.stack([hand[0], hand[1], torch.as_tensor(rise)]), OPEN)
         memory.opening = memory.closing = 0
-    if memory.closing > SETTLE and not bool(simulator.agent.is_grasping(source)):
+    grasped = bool(simulator.agent.is_grasping(source))
+    if memory.closing > SETTLE and not grasped:
         memory.closing = 0  # it slipped away
-    if memory.closing > SETTLE:
+    if memory.closing and grasped:  # at once: a policy without memory cannot count actions, and would hold still for ever
         away, high = (final - centre)[:2].norm(), centre[2] - final[2]
         place = final + simulator.agent.robot.links_map[WIDOWX.tool].pose.p[0] - centre  # of the tool, when the object is where it belongs
         rise = job.drop / 2 + (job.carry - job.drop / 2) * ((away - job.slack) / FUNNEL).clamp(0.0, 1.0)
