@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -85,7 +86,7 @@ class PreferenceDataModule(LightningDataModule):
 
     Args:
         task: environment id.
-        image_size: side of the camera image in pixels.
+        image_size: side of the camera image in pixels; the policy's own by default.
         folder: rollouts lie below it, in one folder per task and policy.
         rollouts: which episodes are used (and sampled where absent).
         rule: how pairs are chosen.
@@ -101,7 +102,7 @@ class PreferenceDataModule(LightningDataModule):
         self,
         task: str,
         *,
-        image_size: int = 64,
+        image_size: int | None = None,
         folder: str = "data/rollouts",
         rollouts: RolloutSettings = RolloutSettings(),  # noqa: B008 (frozen)
         rule: PairRule = PairRule(),  # noqa: B008 (frozen)
@@ -197,7 +198,8 @@ class PreferenceDataModule(LightningDataModule):
         return self.trainer.lightning_module.policy.to(self.trainer.strategy.root_device)
 
     def _rollouts(self, *, verify: bool = False) -> Trajectories:
-        policy, made = self._policy(), {"task": self.task, "image_size": self.image_size}
+        policy: Any = self._policy()
+        made = {"task": self.task, "image_size": self.image_size or policy.config.image_size}
         return collect_rollouts(policy, rollout_folder(self.folder, self.task, policy), self.settings, verify=verify, **made)
 
     def _reference(self, trajectories: Trajectories) -> Tensor:
