@@ -13,7 +13,7 @@ PUSH, PULL = "PushCube-v1", "PullCube-v1"
 @pytest.mark.usefixtures("vulkan")
 def test_two_tasks_are_shuffled_together_and_told_apart_by_their_texts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = MultiTaskDemoDataModule([PUSH, PULL], num_episodes=3, batch_size=16, chunk_size=2, image_size=16, visuals="exact", num_workers=0)
+    data = MultiTaskDemoDataModule([PUSH, PULL], num_episodes=3, batch_size=16, chunk_size=2, image_size=16, num_workers=0)
     data.prepare_data()
     data.setup("fit")
     batches = [data.on_before_batch_transfer(batch, 0) for batch in data.train_dataloader()]
