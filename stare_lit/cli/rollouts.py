@@ -32,7 +32,7 @@ def rollouts(
     """
     acting = VLAPolicy.from_pretrained(policy, None if dtype == "auto" else dtype).to(device)
     target = rollout_folder(folder, task, acting)
-    trajectories = collect_rollouts(acting, target, settings, task=task, image_size=image_size or acting.config.image_size)
+    trajectories = collect_rollouts(acting, target, settings, task=task, image_size=image_size)
     chosen = select_episodes(trajectories, settings)
     success = trajectories.episodes["success"][chosen].view(settings.num_states, settings.num_samples).float().mean(1)
     mixed = int(((success > 0) & (success < 1)).sum())

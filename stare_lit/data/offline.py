@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -86,7 +87,7 @@ def collect_rollouts(
     settings: RolloutSettings,
     *,
     task: str,
-    image_size: int,
+    image_size: int | None = None,
     env_maker: Callable[[], EnvBase] | None = None,
     show_progress: bool = True,
     verify: bool = False,
@@ -97,7 +98,7 @@ def collect_rollouts(
         policy: a ``types.Policy``; runs in eval mode on the device where it lies.
         folder: made where absent.
         settings: which episodes.
-        task, image_size: what the folder must hold, the image side in pixels.
+        task, image_size: what the folder must hold, the image side in pixels (the policy's own by default).
         env_maker: called only where an episode is missing; None is the environment factory.
         show_progress: a bar over episodes.
         verify: compare the SHA-256 of everything that was stored before.
@@ -108,6 +109,8 @@ def collect_rollouts(
     Raises:
         ValueError: the folder holds rollouts of another policy, task, chunk or image size, or temperature.
     """
+    environment: Any = policy.environment
+    image_size = image_size or environment["image_size"]
     config = {"policy": policy_fingerprint(policy), "temperature": settings.temperature}
     expected = {"task": task, "image_size": image_size, "chunk_size": policy.chunk_size, "kind": "rollouts", **config}
     if (Path(folder) / "metadata.json").exists():
@@ -116,7 +119,7 @@ def collect_rollouts(
             return stored
     if env_maker is None:
         own = {"image_size": image_size, "terminate_on_success": not robot_of(task).judged_at_end}
-        env_maker = partial(make_env, task, settings.num_envs, num_workers=settings.num_workers, **policy.environment | own)
+        env_maker = partial(make_env, task, settings.num_envs, num_workers=settings.num_workers, **environment | own)
     env = env_maker()
     try:
         metadata = TrajectoryMetadata(

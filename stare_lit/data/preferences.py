@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -198,8 +197,7 @@ class PreferenceDataModule(LightningDataModule):
         return self.trainer.lightning_module.policy.to(self.trainer.strategy.root_device)
 
     def _rollouts(self, *, verify: bool = False) -> Trajectories:
-        policy: Any = self._policy()
-        made = {"task": self.task, "image_size": self.image_size or policy.config.image_size}
+        policy, made = self._policy(), {"task": self.task, "image_size": self.image_size}
         return collect_rollouts(policy, rollout_folder(self.folder, self.task, policy), self.settings, verify=verify, **made)
 
     def _reference(self, trajectories: Trajectories) -> Tensor:
