@@ -96,6 +96,18 @@ def test_cache_is_what_a_rollout_holds():
     assert plan_memory(tiny(0).config, ParameterBytes(1, 1, 1), Workload(0, rollout_batch=2)).cache == 0  # one pass needs none
 
 
+def test_the_shipped_policy_is_planned():
+    """Its stem names no channels: the plan takes those that the stem takes, and what a configuration spells out changes nothing."""
+    config = VLAPolicy.from_pretrained("policies/push_cube_sft").config
+    (tower,) = config.towers
+    assert "channels" not in tower.kwargs
+    spelled = dataclasses.replace(tower, kwargs={"channels": [32, 48, 96, 128], **tower.kwargs})
+    plans = [plan_memory(dataclasses.replace(config, towers=towers), ParameterBytes(1, 1, 1), Workload(8)) for towers in ((tower,), (spelled,))]
+    assert plans[0] == plans[1]
+    patches = build(config).vision.num_patches
+    assert sequence_length(config) == 1 + patches + 1 + config.prompt_length + config.num_action_tokens
+
+
 @pytest.fixture(scope="module")
 def full():
     with torch.device("meta"):

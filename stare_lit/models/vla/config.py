@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 OPENVLA_PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 HALF = (0.5, 0.5, 0.5)
+STEM_CHANNELS = (32, 48, 96, 128)
+"""Of a ``conv_stem`` whose ``kwargs`` name none, as those of the shipped policy."""
 
 
 @dataclass(frozen=True)

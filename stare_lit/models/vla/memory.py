@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from stare_lit.models.vla.config import TowerConfig, VLAConfig
+from stare_lit.models.vla.config import STEM_CHANNELS, TowerConfig, VLAConfig
 
 Precision = Literal["32-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
 RESERVE = 1.5 * 2**30
@@ -125,7 +125,7 @@ def _key_value_width(config: VLAConfig) -> int:
 def _patches(config: VLAConfig) -> int:
     tower = config.towers[0]
     if tower.kind == "conv_stem":
-        return (config.image_size // 2 ** len(tower.kwargs["channels"])) ** 2 + (tower.kwargs.get("keypoints", 0) > 0)
+        return (config.image_size // 2 ** len(tower.kwargs.get("channels", STEM_CHANNELS))) ** 2 + (tower.kwargs.get("keypoints", 0) > 0)
     return (config.image_size // tower.kwargs["patch_size"]) ** 2
 
 
@@ -196,7 +196,7 @@ def _tower_block(config: VLAConfig, tower: TowerConfig, kind: _Kind) -> int:
     """Of one image in one block of a tower; the whole of a convolutional stem."""
     kwargs = tower.kwargs
     if tower.kind == "conv_stem":
-        maps = [channels * (config.image_size // 2 ** (depth + 1)) ** 2 for depth, channels in enumerate(kwargs["channels"])]
+        maps = [channels * (config.image_size // 2 ** (depth + 1)) ** 2 for depth, channels in enumerate(kwargs.get("channels", STEM_CHANNELS))]
         return 3 * kind.size * sum(maps)  # what convolution, norm and activation keep
     width, dino = kwargs["hidden_size"], tower.kind == "dinov2_with_registers"
     inner = kwargs.get("intermediate_size", 4 * width)

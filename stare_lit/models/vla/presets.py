@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from stare_lit.models.vla.config import TowerConfig, ValueHeadConfig, VLAConfig
+from stare_lit.models.vla.config import STEM_CHANNELS, TowerConfig, ValueHeadConfig, VLAConfig
 from stare_lit.models.vla.policy import VLAPolicy
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -20,7 +20,7 @@ def tiny(
     action_prior: float = 0.0,
     hidden_size: int = 192,
     num_layers: int = 3,
-    channels: tuple[int, ...] = (32, 48, 96, 128),
+    channels: tuple[int, ...] = STEM_CHANNELS,
     keypoints: int = 0,
     film: bool = False,
     observation: Literal["image", "state"] = "image",

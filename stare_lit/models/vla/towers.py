@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from stare_lit.models.vla.config import TowerConfig, VLAConfig
+from stare_lit.models.vla.config import STEM_CHANNELS, TowerConfig, VLAConfig
 from stare_lit.models.vla.images import ImagePreparation
 
 KEYPOINT_SHARPNESS = 10.0
@@ -27,7 +27,7 @@ class ConvStem(nn.Module):
             thing that is named. 0: the tower does not know the instruction.
     """
 
-    def __init__(self, image_size: int, channels: tuple[int, ...] = (32, 48, 96, 128), width: int = 160, keypoints: int = 0, film: int = 0) -> None:
+    def __init__(self, image_size: int, channels: tuple[int, ...] = STEM_CHANNELS, width: int = 160, keypoints: int = 0, film: int = 0) -> None:
         super().__init__()
         stride = 2 ** len(channels)
         if film and not keypoints:
