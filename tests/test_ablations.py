@@ -1,5 +1,6 @@
 """The ablation matrix: its plan and its statistics by hand, and a tiny one on the toy from nothing to its tables, killed once on the way."""
 
+import dataclasses
 import json
 import os
 import re
@@ -49,6 +50,15 @@ def test_the_matrix_holds_what_the_paper_compares():
 def test_every_overlay_of_the_ablations_is_a_cell():
     used = {Path(path).name for cell in SHIPPED.cells.values() for path in cell.configs}
     assert used == {path.name for path in (ROOT / "configs" / "ablations").glob("*.yaml")}
+
+
+def test_the_weak_start_is_the_matrix_but_for_its_start_and_its_cap():
+    weak = plan.read_matrix(plan.MATRIX.with_name("weak_start.yaml"))
+    ours, theirs = (matrix.variant("StackCube-v1", "state").phases for matrix in (weak, SHIPPED))
+    assert dataclasses.replace(ours["imitation"], max_steps=theirs["imitation"].max_steps) == theirs["imitation"]
+    caps = {name: getattr(theirs["interaction"], name) for name in ("max_env_steps", "every_env_steps")}
+    assert dataclasses.replace(ours["interaction"], **caps) == theirs["interaction"]
+    assert all(weak.cells[name] == SHIPPED.cells[name] for name in weak.cells)
 
 
 def test_a_command_holds_cap_seed_and_start(tmp_path):
