@@ -52,13 +52,15 @@ def test_every_overlay_of_the_ablations_is_a_cell():
     assert used == {path.name for path in (ROOT / "configs" / "ablations").glob("*.yaml")}
 
 
-def test_the_weak_start_is_the_matrix_but_for_its_start_and_its_cap():
-    weak = plan.read_matrix(plan.MATRIX.with_name("weak_start.yaml"))
-    ours, theirs = (matrix.variant("StackCube-v1", "state").phases for matrix in (weak, SHIPPED))
+@pytest.mark.parametrize("name", ["weak_start.yaml", "longer.yaml"])
+def test_a_matrix_beside_the_main_one_differs_in_start_and_cap_alone(name):
+    beside = plan.read_matrix(plan.MATRIX.with_name(name))
+    ours, theirs = (matrix.variant("StackCube-v1", "state").phases for matrix in (beside, SHIPPED))
     assert dataclasses.replace(ours["imitation"], max_steps=theirs["imitation"].max_steps) == theirs["imitation"]
     caps = {name: getattr(theirs["interaction"], name) for name in ("max_env_steps", "every_env_steps")}
     assert dataclasses.replace(ours["interaction"], **caps) == theirs["interaction"]
-    assert all(weak.cells[name] == SHIPPED.cells[name] for name in weak.cells)
+    assert all(beside.cells[name] == SHIPPED.cells[name] for name in beside.cells)
+    assert (beside.policy, beside.evaluation, beside.test, beside.target) == (SHIPPED.policy, SHIPPED.evaluation, SHIPPED.test, SHIPPED.target)
 
 
 def test_a_command_holds_cap_seed_and_start(tmp_path):
