@@ -66,6 +66,32 @@ def test_drawn_layouts_are_none_of_the_official_ones(env):
     assert torch.stack([place for place, _ in drawn])[:, 0, :2].std(0).min() > 0.005  # they spread
 
 
+@pytest.mark.parametrize("seed", [11, 31, 36])
+def test_an_eggplant_that_slides_onto_an_official_place_is_put_elsewhere(seed, simulated):
+    """The first layouts that these seeds draw differ from all official ones as drawn, but not at rest."""
+    from stare_lit.envs.bridge import is_none_of, official_at_rest
+
+    env = ManiSkillEnv(simulated(EGGPLANT), observation="state")
+    env.reset(seed=seed)
+    places, orientations = official_at_rest(env.simulator.official_kind)
+    assert len(places) == len(orientations) == OFFICIAL_LAYOUTS[EGGPLANT]
+    assert is_none_of(places, orientations, *env.simulator.layout())
+    env.close()
+
+
+def test_layouts_at_rest_are_none_of_the_official_ones_at_rest(env):
+    from stare_lit.envs.bridge import is_none_of, official_at_rest
+
+    official = official_at_rest(env.simulator.official_kind)
+    for layout in (0, OFFICIAL_LAYOUTS[env.task] - 1):
+        env.reset(seed=OFFICIAL + layout)
+        place, orientation = env.simulator.layout()
+        assert (official[0][layout] - place).abs().max() < 2e-3 and not is_none_of(*official, place, orientation)
+    for seed in range(40):
+        env.reset(seed=seed, exact=False)
+        assert is_none_of(*official, *env.simulator.layout()), seed
+
+
 def test_which_cube_is_turned_does_not_tell_which_one_to_grasp(env):
     from stare_lit.envs.bridge import draw_layout, turn_between
 
