@@ -156,10 +156,15 @@ def test_interquartile_mean_by_hand():
 
 def test_runs_are_resampled_within_a_task():
     """Tasks differ, runs do not: there is nothing that could vary. Pooled runs would give a wide interval."""
-    assert figures.interval(figures.iqm, [0.2] * 3, [0.8] * 3) == pytest.approx((0.5, 0.5, 0.5))
-    value, low, high = figures.interval(figures.iqm, [0.2, 0.4, 0.6], [0.7, 0.8, 0.9])
+    assert figures.interval(figures.iqm, [0.2] * 4, [0.8] * 4) == pytest.approx((0.5, 0.5, 0.5))
+    value, low, high = figures.interval(figures.iqm, [0.2, 0.3, 0.4, 0.6], [0.7, 0.75, 0.8, 0.9])
     assert low < value < high
-    assert np.isnan(figures.interval(figures.iqm, [0.2], [0.8, 0.9])[1])  # a single run says nothing about others
+
+
+def test_of_few_runs_each_is_shown_and_no_interval():
+    """Two or three resampled runs give their range, which holds the true mean in 50 and 74 % of all cases: that is no 95 %."""
+    assert np.isnan(figures.interval(figures.iqm, [0.2, 0.3, 0.4], [0.6, 0.7, 0.8, 0.9])[1:]).all()
+    assert figures._success([0.705, 0.705]) == "70.5 (70.5, 70.5)" and figures._success([0.7, 0.7, 0.7, 0.7]) == "70.0 [70.0, 70.0] (4)"
 
 
 def test_a_gain_is_paired_by_seed():
@@ -174,6 +179,19 @@ def test_a_gain_is_paired_by_seed():
     one = figures.gain([better[0] | {"test_successes": [1, 1, 1, 0]}], [worse[0] | {"test_successes": [0, 0, 1, 0]}])
     assert one[0] == pytest.approx(0.6) and one[1] < 0.5 < one[2] and one[3] == 1  # the interval over its test episodes
     assert np.isnan(figures.gain(better[:1], worse)[1])  # of a result that did not keep them
+
+
+def test_seeds_that_happen_to_agree_make_no_gain_certain():
+    def cell(name: str, seed: int, ones: int) -> dict:
+        return row(name, seed, ones / 200) | {"test_successes": [1] * ones + [0] * (200 - ones)}
+
+    value, low, high, _ = figures.gain([cell("a", 0, 101), cell("a", 1, 121)], [cell("b", 0, 100), cell("b", 1, 120)])
+    assert value == pytest.approx(0.005) and low < 0 < high  # one episode of 200 each
+    value, low, high, _ = figures.gain([cell("a", 0, 150), cell("a", 1, 170)], [cell("b", 0, 100), cell("b", 1, 120)])
+    assert value == pytest.approx(0.25) and 0.2 < low < 0.25 < high < 0.3  # over the episodes of both
+    value, low, high, _ = figures.gain([cell("a", 0, 150), cell("a", 1, 130)], [cell("b", 0, 100), cell("b", 1, 120)])
+    assert value == pytest.approx(0.15) and low < -1 and high > 1  # two seeds, 25 and 5 points: Student's t with one degree of freedom
+    assert np.isnan(figures.gain([row("a", 0, 0.6), row("a", 1, 0.7)], [row("b", 0, 0.5), row("b", 1, 0.6)])[1])  # neither is known
 
 
 def test_success_is_what_the_benchmark_of_the_task_counts():
@@ -202,6 +220,7 @@ def test_tables_and_figures_of_what_is_there(tmp_path):
             path.parent.mkdir(exist_ok=True)
             flat = ((0, 0.2), (100, 0.5))
             found = row(cell, seed, success + 0.01 * seed, *([flat] if cell == "ppo" else []))
+            found["test_successes"] = [1] * round(200 * found["test"]["success_once"]["value"]) + [0] * round(200 * (1 - success - 0.01 * seed))
             if cell.endswith("tpo"):
                 found["curve"] = [point | {"env_steps": 0} for point in found["curve"]]
             path.write_text(json.dumps(found))
@@ -212,7 +231,8 @@ def test_tables_and_figures_of_what_is_there(tmp_path):
     claims = [line for line in text.splitlines() if line.startswith("| sta_") and "+" in line or "other way" in line]
     assert any("sta_ppo" in line and "+20.0" in line and line.rstrip("| ").endswith("as the paper") for line in claims)
     assert any("sta_tpo" in line and "-10.0" in line and "the other way" in line for line in claims)
-    assert "> 100" in text and "81.0 [80.0, 82.0] (3)" in text
+    assert "> 100" in text and "81.0 (80.0, 81.0, 82.0)" in text
+    assert "mean over seeds [95 %: paired t over seeds" in " ".join(text.split())  # the title keeps its brackets
     assert {path.name for path in tmp_path.glob("*.png")} == {f"{kind}-{name}-Toy-v0-state.png" for kind in ("curves", "funnel") for name in SHIPPED.tables}
 
 

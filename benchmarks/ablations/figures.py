@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from plan import Matrix, Variant
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy.stats import bootstrap, trim_mean, ttest_1samp
 
@@ -18,6 +19,8 @@ from stare_lit.evaluation.evaluate import measure_of
 from stare_lit.evaluation.metrics import paired_gain
 
 RESAMPLES = 2000
+FEWEST = 4
+"""Runs of which an interval is drawn by resampling them: of two or three it would be their range, which holds the mean half of the time."""
 Runs = dict[tuple[str, str], list[dict[str, Any]]]
 """Finished cells by variant and cell name, one entry a seed."""
 
@@ -37,10 +40,10 @@ def iqm(*strata: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def interval(statistic: Callable[..., np.ndarray], *strata: Sequence[float]) -> tuple[float, float, float]:
-    """``statistic`` of the runs of each stratum (task), and its 95 % percentile interval from resampling runs within each; nan with a single run."""
+    """``statistic`` of the runs of each stratum (task), and its 95 % percentile interval from resampling runs within each; nan with less than ``FEWEST``."""
     samples = tuple(np.asarray(stratum, dtype=float) for stratum in strata)
     value = float(statistic(*samples, axis=-1))
-    if min(map(len, samples)) < 2:
+    if min(map(len, samples)) < FEWEST:
         return value, float("nan"), float("nan")
     found = bootstrap(samples, statistic, n_resamples=RESAMPLES, method="percentile", vectorized=True, rng=np.random.default_rng(0))
     return value, float(found.confidence_interval.low), float(found.confidence_interval.high)
@@ -49,21 +52,21 @@ def interval(statistic: Callable[..., np.ndarray], *strata: Sequence[float]) -> 
 def gain(better: list[dict[str, Any]], worse: list[dict[str, Any]]) -> tuple[float, float, float, int] | None:
     """Success of one cell less that of another, both from the same seeds: mean difference, 95 % interval and how many seeds; None without a common one.
 
-    From several seeds, which share start and test episodes, the paired t interval; from one, the interval over its test episodes.
+    The interval is the wider one of two: over all test episodes, which both cells share, and the paired t interval over the seeds, of which there must be
+    several that differ (two that happen to agree say nothing). nan where neither is known.
     """
     pairs = [(a, b) for a in better for b in worse if a["seed"] == b["seed"]]
     if not pairs:
         return None
-    if len(pairs) == 1:
-        (a, b), found = pairs[0], None
-        if "test_successes" in a and "test_successes" in b:
-            found = paired_gain(b["test_successes"], a["test_successes"])
-        return (_test([a])[0] - _test([b])[0], *((found.low, found.high) if found else (float("nan"), float("nan"))), 1)
     difference = np.array(_test([a for a, _ in pairs])) - np.array(_test([b for _, b in pairs]))
-    if np.ptp(difference) < 1e-9:  # there is nothing to take a spread from
-        return (float(difference.mean()),) * 3 + (len(pairs),)
-    limits = ttest_1samp(difference, 0.0).confidence_interval(0.95)
-    return float(difference.mean()), float(limits.low), float(limits.high), len(pairs)
+    limits = []
+    if all("test_successes" in row for pair in pairs for row in pair):
+        episodes = [np.concatenate([pair[side]["test_successes"] for pair in pairs]).tolist() for side in (1, 0)]
+        limits.append(paired_gain(*episodes))
+    if np.ptp(difference) > 1e-9:
+        limits.append(ttest_1samp(difference, 0.0).confidence_interval(0.95))
+    low, high = min((each.low for each in limits), default=np.nan), max((each.high for each in limits), default=np.nan)
+    return float(difference.mean()), float(low), float(high), len(pairs)
 
 
 def steps_to(row: dict[str, Any], target: float) -> float:
@@ -86,9 +89,17 @@ def _percent(value: float, low: float, high: float, runs: int, sign: str = "") -
     return f"{100 * value:{sign}.1f}{spread} ({runs})"
 
 
+def _success(values: list[float]) -> str:
+    """IQM with its interval and the number of runs; of less than ``FEWEST`` runs their mean and each of them."""
+    if len(values) >= FEWEST:
+        return _percent(*interval(iqm, values), len(values))
+    return f"{100 * np.mean(values):.1f} ({', '.join(f'{100 * value:.1f}' for value in values)})"
+
+
 def success_table(matrix: Matrix, name: str, variants: list[Variant], runs: Runs) -> Table:
     """A row a cell: success on the test seeds on each task and over all; environment steps of the phase to the target, and of all phases; minutes."""
-    found = Table(title=f"{name}: success in % on the test seeds, IQM over runs [95 %] (runs)", title_justify="left", box=box.MARKDOWN)
+    title = f"{name}: success in % on the test seeds: mean (of each run); from {FEWEST} runs on IQM [95 %] (runs)"
+    found = Table(title=escape(title), title_justify="left", box=box.MARKDOWN)
     found.add_column("cell")
     for variant in variants:
         for column in (variant.name, f"steps to {matrix.target:.0%}", "steps in all", "minutes"):
@@ -108,7 +119,7 @@ def success_table(matrix: Matrix, name: str, variants: list[Variant], runs: Runs
             steps = "" if matrix.cells[cell].phase != "interaction" else f"> {cap:,}" if np.isinf(needed) else f"{needed:,.0f}"
             minutes = np.median([row["seconds"]["fit"] + row["seconds"].get("rollouts", 0.0) for row in rows]) / 60
             every = np.median([row["env_steps"]["all"] for row in rows])
-            shown += [_percent(*interval(iqm, strata[-1]), len(rows)) + _upright(rows), steps, f"{every:,.0f}", f"{minutes:.1f}"]
+            shown += [_success(strata[-1]) + _upright(rows), steps, f"{every:,.0f}", f"{minutes:.1f}"]
         if len(variants) > 1:
             complete = len(strata) == len(variants)
             shown.append(_percent(*interval(iqm, *strata), sum(map(len, strata))) if complete else "-")
@@ -117,7 +128,7 @@ def success_table(matrix: Matrix, name: str, variants: list[Variant], runs: Runs
 
 
 def funnel_table(matrix: Matrix, name: str, variant: Variant, runs: Runs) -> Table:
-    """P(stage done | the one before done) of the final policies, mean over runs, in %."""
+    """P(stage done | the one before done) of the final policies, counts added up over runs, in %."""
     rows_of = {cell: runs[variant.name, cell] for cell in matrix.tables[name] if (variant.name, cell) in runs}
     stages = next((list(row["test"]["stage_funnel"]) for rows in rows_of.values() for row in rows), [])
     found = Table(title=f"{name}, {variant.name}: stage funnel, % of those that came so far", title_justify="left", box=box.MARKDOWN)
@@ -136,8 +147,8 @@ def funnel(rows: list[dict[str, Any]], stages: Sequence[str]) -> list[float]:
 
 def claims_table(matrix: Matrix, variants: list[Variant], runs: Runs) -> Table:
     """What the paper says is better, and by how many points it is here, on the tasks where both were run."""
-    title = "the paper's signs: gain in points of success, mean over seeds [paired t, 95 %; of one seed: over its test episodes] (seeds)"
-    found = Table(title=title, title_justify="left", box=box.MARKDOWN)
+    title = "the paper's signs: gain in points of success, mean over seeds [95 %: paired t over seeds, or over test episodes, whichever is wider] (seeds)"
+    found = Table(title=escape(title), title_justify="left", box=box.MARKDOWN)
     for column in ("better", "worse", *(variant.name for variant in variants), "sign"):
         found.add_column(column)
     words = ["the other way", "no difference", "as the paper"]
@@ -150,7 +161,8 @@ def claims_table(matrix: Matrix, variants: list[Variant], runs: Runs) -> Table:
 
 
 def plot_curves(axes: Axes, matrix: Matrix, name: str, variant: Variant, runs: Runs) -> None:
-    """Success on the validation seeds over environment steps of the phase (optimizer steps where it takes none): IQM and 95 % band."""
+    """Success on the validation seeds over environment steps of the phase (optimizer steps where it takes none): IQM and 95 % band; below ``FEWEST`` runs
+    their mean and range."""
     axis = "env_steps" if any(row["curve"][-1]["env_steps"] for _, rows in _rows(matrix, name, variant, runs) for row in rows) else "step"
     for cell, rows in _rows(matrix, name, variant, runs):
         curves = [([point[axis] for point in row["curve"]], [point["success"] for point in row["curve"]]) for row in rows]
@@ -158,12 +170,16 @@ def plot_curves(axes: Axes, matrix: Matrix, name: str, variant: Variant, runs: R
             axes.axhline(float(iqm(np.array([success[-1] for _, success in curves]))), label=cell, linestyle=":", color="grey")
             continue
         grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 40)
-        points = np.array([interval(iqm, *[[np.interp(at, x, success) for x, success in curves]]) for at in grid])
+        points = np.array([_band([float(np.interp(at, x, success)) for x, success in curves]) for at in grid])
         (line,) = axes.plot(grid, points[:, 0], label=f"{cell} ({len(rows)})")
         axes.fill_between(grid, points[:, 1], points[:, 2], alpha=0.15, color=line.get_color())
     axes.axhline(matrix.target, color="black", linewidth=0.5)
     axes.set(xlabel=axis.replace("_", " "), ylabel="success, validation seeds, greedy", ylim=(0, 1), title=f"{name}: {variant.name}")
     axes.legend(fontsize="small")
+
+
+def _band(values: list[float]) -> tuple[float, float, float]:
+    return interval(iqm, values) if len(values) >= FEWEST else (float(np.mean(values)), min(values), max(values))
 
 
 def plot_funnel(axes: Axes, matrix: Matrix, name: str, variant: Variant, runs: Runs) -> None:
