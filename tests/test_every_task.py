@@ -11,7 +11,6 @@ from stare_lit import keys
 from stare_lit.data.demonstrator import DemoSettings, run_expert
 from stare_lit.envs.robots import PANDA, WIDOWX, robot_of
 from stare_lit.envs.toy import ToyEnv
-from stare_lit.evaluation.metrics import wilson_rate
 from stare_lit.experts.make import make_demonstrator
 from stare_lit.experts.maniskill import CONTROLLERS
 from stare_lit.stages.calculator import potential, stage_cost, stage_error
@@ -23,7 +22,10 @@ NUM_WORSE = 10  # of them, again with noise
 WORSE = 0.2  # share of the longest step, standard deviation
 NUM_RANDOM = {PANDA: 100, WIDOWX: 30}  # episodes; a step of a WidowX is 0.2 s and takes ten times as long to simulate
 PUSHED = ("PushCube-v1", "PullCube-v1")
-SPOON = "PutSpoonOnTableClothInScene-v1"
+ACCIDENTS = {  # success ends every stage, and this is the simulator's
+    "PutSpoonOnTableClothInScene-v1": "random actions knock the spoon onto its towel",
+    "PushCube-v1": "random actions knock the cube into its goal (9 of 400 episodes)",
+}
 
 
 @dataclass
@@ -154,25 +156,29 @@ class TestEveryTask:
         assert lowest < reached  # a cube that slides on by itself may succeed after that
 
     @pytest.mark.parametrize("least", [0, pytest.param(200, marks=pytest.mark.slow)], ids=["few", "many"])  # 200 of the eggplant take ten minutes
-    def test_random_actions_hardly_ever_pass_the_grasp(self, task, acting, least, request):
-        if task == SPOON:
-            request.applymarker(pytest.mark.xfail(reason="random actions knock the spoon onto its towel: success in 3 of 73 episodes, which ends every stage"))
+    def test_random_actions_hardly_ever_pass_the_grasp(self, task, acting, least):
         env, _ = acting
-        spec, best, num = get_spec(task), [], max(least, NUM_RANDOM[robot_of(task)])
+        spec, best, passed, num = get_spec(task), [], [], max(least, NUM_RANDOM[robot_of(task)])
         generator, limit = torch.Generator().manual_seed(0), torch.tensor(env.action_limit)
         for seed in range(1000, 1000 + num, env.batch_size.numel()):
             td = env.reset(seed=list(range(seed, seed + NUM_DEMOS))) if task == "Toy-v0" else env.reset(seed=seed, exact=False)
             index = initial(spec, dict(td[keys.SIGNALS].items()))
             best.append(index)
+            passed.append(torch.zeros_like(index, dtype=torch.bool))
             for _ in range(env.max_episode_steps):
                 action = (2 * torch.rand(*env.batch_size, 1, 7, generator=generator) - 1) * limit
                 td = step_mdp(env.step(td.set(keys.ACTION_CHUNK, action)))
                 index = advance(spec, index, dict(td[keys.SIGNALS].items()), monotone=False)
                 best[-1] = torch.maximum(best[-1], index)
+                passed[-1] |= (index >= 2) & (index < spec.num_stages)
                 if td[keys.DONE].all():
                     break
-        passed = torch.stack(best).flatten() >= 2
-        assert wilson_rate(int(passed.sum()), len(passed)).low <= 0.01  # not significantly more than one in a hundred
+        by_itself, at_all = torch.stack(passed).flatten(), torch.stack(best).flatten() >= 2
+        allowed = max(1, num // 100)
+        assert by_itself.sum() <= allowed  # not because a success ended every stage
+        if task in ACCIDENTS and at_all.sum() > allowed:
+            pytest.xfail(f"{ACCIDENTS[task]}: success in {int(at_all.sum())} of {num} episodes, which ends every stage")
+        assert at_all.sum() <= allowed
 
 
 def test_every_task_has_a_demonstrator():
