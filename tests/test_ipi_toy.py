@@ -32,5 +32,7 @@ def test_ipi_learns_the_toy_task_and_its_two_instructions(tmp_path):
     swapped = ["--checkpoint=runs/toy/sta_ppo/best", "--task=Toy-v0", "--perturbation=configs/language/swapped.yaml", "--output=language.json"]
     done = subprocess.run([*line[:3], "eval", *swapped], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = {name: row["success_once"]["value"] for name, row in json.loads((tmp_path / "language.json").read_text())["results"].items()}
-    assert told["in distribution"] > 0.85 and told["swapped"] < 0.2  # told the other pad, it goes there
+    language = json.loads((tmp_path / "language.json").read_text())["results"]
+    own = {name: row["success_once"]["value"] for name, row in language.items()}
+    assert own["in distribution"] > 0.85 and own["swapped"] < 0.2
+    assert language["swapped"]["told_success"]["value"] > 0.85  # told the other pad, it goes there

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from stare_lit.models.vla.io import Dtype
 from stare_lit.stages.tasks import get_spec
 
 IN_DISTRIBUTION = "in distribution"
+OFFICIAL_VIEW = {"picture": "official", "visuals": "exact"}
+"""What the official protocol of the Bridge tasks says of the environment beyond what is so in every evaluation of them (control mode, steps, last success):
+the benchmark's own camera, drawn with its own meshes, where the policy sees images."""
 
 
 def evaluate_checkpoint(
@@ -44,7 +47,7 @@ def evaluate_checkpoint(
     recorder = FrameRecorder(seeds[:video_episodes]) if video else None
     policy = _load(checkpoint, device, dtype)
     settings: dict[str, Any] = {"temperature": temperature, "num_envs": num_envs, "num_workers": num_workers, "environment": environment}
-    result = _evaluate(policy, str(checkpoint), task, seeds, recorder=recorder, **settings)
+    result = _evaluate(policy, str(checkpoint), task, seeds, split=split, recorder=recorder, **settings)
     if video is not None and recorder is not None and (film := recorder.film()) is not None:
         write_video(video, film, fps=real_time_fps(task, policy.chunk_size))
     return result
@@ -54,28 +57,36 @@ def _load(checkpoint: str | Path, device: str, dtype: Dtype) -> VLAPolicy:
     return VLAPolicy.from_pretrained(checkpoint, None if dtype == "auto" else dtype).to(device)
 
 
+def environment_of(own: Mapping[str, Any], split: Split, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings of the environment: the policy's ``own``, those of the protocol of ``split``, and over both what was ``asked`` for."""
+    settings = {**own, "terminate_on_success": False, **(asked or {})}
+    return (OFFICIAL_VIEW if split == "official" and settings["observation"] == "image" else {}) | settings
+
+
 def _evaluate(
     policy: VLAPolicy,
     name: str,
     task: str,
     seeds: Sequence[int],
     *,
+    split: Split,
     temperature: float,
     num_envs: int,
     num_workers: int | None,
     environment: dict[str, Any] | None,
     recorder: FrameRecorder | None = None,
 ) -> Evaluation:
-    """One evaluation with a progress bar that says ``name``."""
-    settings = {**policy.environment, "terminate_on_success": False, **(environment or {})}
+    """One evaluation with a progress bar that says ``name``; the result says in what environment."""
+    settings = environment_of(policy.environment, split, environment)
     env = make_env(task, min(num_envs, len(seeds)), num_workers=num_workers, **settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             episodes = bar.add_task(name, total=len(seeds))
-            return evaluate_policy(
+            result = evaluate_policy(
                 policy, env, seeds, task=task, temperature=temperature, watch=recorder, progress=lambda finished: bar.advance(episodes, finished)
             )
+            return replace(result, environment={key: value for key, value in settings.items() if key != "perturbation"})
     finally:
         env.close()
 
@@ -111,7 +122,9 @@ def evaluate_perturbed(
     for perturbation in fitting.values():
         policy.prompts(perturbation.instructions_of(task, own_instructions(task)))  # a text that is too long is told before any work
     rows = {IN_DISTRIBUTION: Perturbation(), **fitting}
-    return {name: _evaluate(policy, name, task, seeds, environment={**environment, "perturbation": row}, **settings) for name, row in rows.items()}, reasons
+    return {
+        name: _evaluate(policy, name, task, seeds, split=split, environment={**environment, "perturbation": row}, **settings) for name, row in rows.items()
+    }, reasons
 
 
 def eval(
@@ -136,21 +149,23 @@ def eval(
         checkpoint: policy folder (``runs/.../best``).
         task: environment id.
         num_episodes: one from each of the first seeds of the split; null: 100, or every official layout.
-        split: validation to choose by; test once, for the final number; train to look for over-fitting; official for the fixed layouts of a
-            Bridge task, whose number is success_at_end.
+        split: validation to choose by; test once, for the final number; train to look for over-fitting; official for the benchmark of a Bridge
+            task: its fixed layouts, seen through its 640 x 480 camera and drawn with exact meshes; the number is success_at_end.
         temperature: 0 is greedy.
         compare: another policy folder, evaluated on the same seeds.
         perturbation: also evaluate out of distribution, on the same seeds: the path of a file as in configs/perturbations/, the name of one that ships,
             several of these ('[camera, lighting]'), or all.
         num_envs: environments side by side.
         num_workers: processes for them; null: one a core.
-        environment: further settings of the environment, such as ``{max_episode_steps: 100}`` or ``{visuals: exact}``.
+        environment: further settings of the environment, such as ``{max_episode_steps: 100}`` or ``{visuals: exact}``; over those of the split.
         device: where the policy runs: cpu, cuda.
         dtype: of the weights; auto: as saved, which halves the memory of a large policy.
         output: write the report as JSON to this file.
         video: write the first four episodes as a film to this .mp4 file.
     """
-    num_episodes = len(split_seeds(split, num_episodes or (None if split == "official" else 100), task=task))
+    if num_episodes is not None and num_episodes < 1:
+        raise ValueError(f"num_episodes={num_episodes}: give at least 1, or leave it out for 100 (of the official split: every layout)")
+    num_episodes = len(split_seeds(split, 100 if num_episodes is None and split != "official" else num_episodes, task=task))
     if perturbation is not None and (compare or video):
         raise ValueError("perturbation: cannot go together with compare or video; run stare eval once for each")
     asked = {} if perturbation is None else read_perturbations(perturbation)
@@ -177,6 +192,9 @@ def eval(
         gains = {"policy": results["policy"].gain_over(results["before"])} if compare else {}
         out.print(summary_table(results, gains, title=title))
         out.print(stage_table(results["policy"]))
+    for name, result in results.items():
+        if view := [f"{part} {result.environment[part]}" for part in OFFICIAL_VIEW if part in result.environment]:
+            out.print(f"{name}: {', '.join(view)}")
     if output:
         out.print(f"report  {write_json(output, report(results, gains, config=config))}")
     if video:

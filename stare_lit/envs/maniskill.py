@@ -14,7 +14,7 @@ from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.perturbed_scene import begin_episode, perturb_scene
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.seeds import official_layout
-from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS
+from stare_lit.envs.signals import INSTRUCTIONS, signals_of
 from stare_lit.envs.simulator import SimulatorConfig, camera_images, is_light, make_simulator
 from stare_lit.envs.specs import MAX_SEED, set_specs
 from stare_lit.envs.stepping import EndEffectorStepper
@@ -74,8 +74,8 @@ class ManiSkillEnv(EnvBase):
         max_episode_steps: int | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size}: a decision executes at least one action; set chunk_size >= 1.")
+        if chunk_size < 1 or (max_episode_steps is not None and max_episode_steps < 1):
+            raise ValueError(f"chunk_size={chunk_size}, max_episode_steps={max_episode_steps}: must be at least 1 (max_episode_steps None: the task's own).")
         if not 0 <= seed_range[0] < seed_range[1] <= MAX_SEED:
             raise ValueError(f"seed_range={tuple(seed_range)}: must be 0 <= low < high <= {MAX_SEED}.")
         seen = None if cameras is None else tuple(cameras)
@@ -85,12 +85,12 @@ class ManiSkillEnv(EnvBase):
         super().__init__(device=device or self._sim.device, batch_size=[num_envs] if num_envs > 1 else [])
         self.task, self.chunk_size, self.action_dim = task, chunk_size, ACTION_DIM
         self.perturbation, self.instructions = perturbation, perturbation.instructions_of(task, INSTRUCTIONS[task])
-        self.max_episode_steps = max_episode_steps or horizon
+        self.max_episode_steps = horizon if max_episode_steps is None else max_episode_steps
         self.robot, self.action_limit = robot_of(task), robot_of(task).action_limit
         self.cameras, self.observation = tuple(cameras or (self.robot.camera,)), observation
         self.terminate_on_success, self.seed_range, self.dense_reward = terminate_on_success, tuple(seed_range), dense_reward
         self._num = num_envs
-        self._measure, self._height = SIGNALS[task]
+        self._measure, self._height = signals_of(task, self.instructions)
         self._scene: Any = None
         self._adopt_scene()
         self._start_height = self._height(self._sim)

@@ -51,7 +51,8 @@ class Perturbation:
         object_colour: red, green and blue of the object that is handled. The instruction is left as it is, also where it names a colour.
         joint_noise: radians; the arm's joints start up to this far from where the task puts them, uniformly.
         action_noise: standard deviation of Gaussian noise on the six actions of the arm, as a share of the longest ones, to which the sum is clipped.
-        instructions: other words, by task: one text for each that the task has.
+        instructions: other words, by task: one text for each that the task has. Words of another task whose goal the scene holds too are judged by that
+            goal as well (``TOLD_SUCCESS``).
 
     Raises:
         ValueError: a value out of its range.

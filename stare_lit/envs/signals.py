@@ -6,8 +6,11 @@ radians, flags 0 or 1. A policy never reads them. To add a task, write one funct
 ``contact`` and ``grasped`` are asked of the simulator at each call (live), never read from a task's latched episode statistics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
+from functools import partial
 from math import pi
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,11 @@ STACK_XY_SLACK = 0.005  # m, ManiSkill's own tolerance
 STACK_Z_TOLERANCE = 0.005  # m, ManiSkill's own tolerance
 UPRIGHT_ANGLE = 0.08  # rad, ManiSkill's own tolerance
 UPRIGHT_HEIGHT = 0.005  # m, ManiSkill's own tolerance
+START_TO_RIM = 0.1  # m from where PushCube's and PullCube's cube starts to the rim of its disc, ManiSkill's own
+
+TOLD_SUCCESS = "told_success"
+"""Signal of a scene under the instruction of another task (configs/language): whether what was told is done. Without it one could only see that a
+policy fails at the scene's own goal, as a policy does that freezes at words which it does not know."""
 
 Signals = dict[str, Tensor]
 
@@ -169,3 +177,46 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "PutEggplantInBasketScene-v1": ("put eggplant into yellow basket",),
 }
 """Those of the Bridge tasks are the benchmark's."""
+
+
+def _disc_across(env: Any, ahead: float) -> Any:
+    """The scene of PushCube or PullCube with the disc where the other one puts it: as far from the cube's start, on its other side (``ahead`` 1 or -1)."""
+    view, place = copy(env), env.goal_region.pose.p.clone()
+    place[:, 0] += ahead * 2 * (START_TO_RIM + env.goal_radius)
+    view.goal_region = SimpleNamespace(pose=SimpleNamespace(p=place))
+    return view
+
+
+def _roles_exchanged(env: Any) -> Any:
+    """The scene of two cubes with object and target in each other's place."""
+    view = copy(env)
+    view.source_obj_name, view.target_obj_name = env.target_obj_name, env.source_obj_name
+    view.episode_source_obj_bbox_world, view.episode_target_obj_bbox_world = env.episode_target_obj_bbox_world, env.episode_source_obj_bbox_world
+    view.episode_stats, view.consecutive_grasp = dict(env.episode_stats), env.consecutive_grasp.clone()  # which its success test writes to
+    return view
+
+
+GREEN_ON_YELLOW, YELLOW_ON_GREEN = "StackGreenCubeOnYellowCubeBakedTexInScene-v1", "StackYellowCubeOnGreenCubeBakedTexInScene-v1"
+TOLD_VIEWS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "PushCube-v1": ("PullCube-v1", partial(_disc_across, ahead=-1.0)),
+    "PullCube-v1": ("PushCube-v1", partial(_disc_across, ahead=1.0)),
+    GREEN_ON_YELLOW: (YELLOW_ON_GREEN, _roles_exchanged),
+    YELLOW_ON_GREEN: (GREEN_ON_YELLOW, _roles_exchanged),
+}
+"""task -> the one whose goal its scenes hold too, and its scene as that task reads it. Nothing is moved or drawn otherwise: where the words say pull and
+the disc lies ahead of the cube, what is told is the verb, to where the told task would have its disc."""
+
+
+def signals_of(task: str, instructions: Sequence[str]) -> tuple[Callable[[Any, Tensor], Signals], Callable[[Any], Tensor]]:
+    """The entry of ``SIGNALS``; with ``TOLD_SUCCESS`` where ``instructions`` are those of the other task in ``TOLD_VIEWS``, by that task's own test."""
+    measure, height = SIGNALS[task]
+    told, view = TOLD_VIEWS.get(task, (task, copy))
+    if told == task or tuple(instructions) != INSTRUCTIONS[told]:
+        return measure, height
+
+    def measure_both(env: Any, start_height: Tensor) -> Signals:
+        from mani_skill.utils.registration import REGISTERED_ENVS
+
+        return measure(env, start_height) | {TOLD_SUCCESS: REGISTERED_ENVS[told].cls.evaluate(view(env))["success"]}
+
+    return measure_both, height

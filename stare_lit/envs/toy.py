@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 from stare_lit import keys
 from stare_lit.envs import toy_world as world
 from stare_lit.envs.perturbations import DISTRACTORS, Perturbation, draws, free_places
+from stare_lit.envs.signals import TOLD_SUCCESS
 
 ACTION_DIM = 7
 CLEARANCE = world.TARGET_RADIUS + world.THING_HALF_SIZE  # m from the lines between block and pads to a distractor's centre
@@ -44,7 +45,7 @@ class ToyEnv(EnvBase):
     action_dim = ACTION_DIM
     action_limit = (1.0,) * ACTION_DIM
     instructions: tuple[str, ...] = world.INSTRUCTIONS
-    signal_names = world.SIGNALS
+    signal_names: tuple[str, ...] = world.SIGNALS
 
     def __init__(
         self,
@@ -70,7 +71,8 @@ class ToyEnv(EnvBase):
         perturbation.check(self.task, world.INSTRUCTIONS, observation=observation)
         super().__init__(device=device, batch_size=[num_envs])
         self.perturbation, self.instructions = perturbation, perturbation.instructions_of(self.task, world.INSTRUCTIONS)
-        self._look = _look(perturbation)
+        self._look, self._told = _look(perturbation), _told_pads(self.instructions)
+        self.signal_names = world.SIGNALS if self._told is None else (*world.SIGNALS, TOLD_SUCCESS)
         self.chunk_size = chunk_size
         self.image_size = image_size
         self.observation = observation
@@ -197,13 +199,22 @@ class ToyEnv(EnvBase):
             seen = {"image": world.render(state, self.image_size, self._look), "state": world.proprioception(state)}
         else:
             seen = {"state": world.full_state(state)}
-        content = {keys.OBSERVATION: seen, keys.SIGNALS: world.measure(state), keys.INSTRUCTION_ID: state.instruction, keys.EPISODE_SEED: self._seeds}
+        signals = world.measure(state)
+        if self._told is not None:
+            signals[TOLD_SUCCESS] = world.solved(replace(state, instruction=self._told.to(self.device)[state.instruction])).float()
+        content = {keys.OBSERVATION: seen, keys.SIGNALS: signals, keys.INSTRUCTION_ID: state.instruction, keys.EPISODE_SEED: self._seeds}
         return TensorDict(content, batch_size=self.batch_size, device=self.device)
 
 
 def _dense_reward(state: world.ToyState) -> Tensor:
     signals = world.measure(state)
     return 1 - (torch.tanh(5 * signals["tcp_to_object"]) + torch.tanh(5 * signals["object_to_final"])) / 2
+
+
+def _told_pads(instructions: Sequence[str]) -> Tensor | None:
+    """int64 [2]: the pad that the words in place of each instruction name; None where they name none, or the instruction's own."""
+    told = [world.INSTRUCTIONS.index(text) for text in instructions if text in world.INSTRUCTIONS]
+    return torch.tensor(told) if len(told) == len(instructions) and told != list(range(len(told))) else None
 
 
 def _look(perturbation: Perturbation) -> world.Look:

@@ -5,7 +5,7 @@ deltas, grasps what it closes upon, and drops what it lets go. Lengths are metre
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -111,9 +111,13 @@ def advance(state: ToyState, action: Tensor) -> ToyState:
     block = torch.where(held[:, None], tcp + grip, falling)
     block = torch.cat([block[:, :2], block[:, 2:].clamp_min(HALF_SIZE)], dim=-1)
     moved = ToyState(tcp, closed, held, grip, block, state.pads, state.instruction, state.success, state.steps + 1)
-    offset = block - moved.target
-    success = (offset[:, :2].norm(dim=-1) <= TARGET_RADIUS) & (offset[:, 2].abs() < 1e-4) & ~held
-    return ToyState(tcp, closed, held, grip, block, state.pads, state.instruction, success, state.steps + 1)
+    return replace(moved, success=solved(moved))
+
+
+def solved(state: ToyState) -> Tensor:
+    """bool [N]: the block is at rest on the pad asked for, let go."""
+    offset = state.block - state.target
+    return (offset[:, :2].norm(dim=-1) <= TARGET_RADIUS) & (offset[:, 2].abs() < 1e-4) & ~state.held
 
 
 def measure(state: ToyState) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Run a policy over given seeds to the full horizon and say how it did."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase
 from stare_lit import keys
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.rollout import MASK, run_episodes
+from stare_lit.envs.signals import TOLD_SUCCESS
 from stare_lit.evaluation.metrics import PairedGain, Rate, mean_or_nan, paired_gain, stage_funnel, stage_reached, wilson_rate
 from stare_lit.stages.tasks import get_spec
 from stare_lit.types import Policy
@@ -20,7 +21,7 @@ UPRIGHT = "upright"
 """Signal of the tasks whose own success test errs: the true geometry."""
 
 OUTCOME = (keys.REWARD, keys.STEP_REWARD, keys.SUCCESS, keys.NUM_STEPS, keys.STAGE_INDEX, keys.TERMINATED)
-KEEP = (*(keys.next_(key) for key in OUTCOME), ("next", keys.SIGNALS, UPRIGHT))
+KEEP = (*(keys.next_(key) for key in OUTCOME), ("next", keys.SIGNALS, UPRIGHT), ("next", keys.SIGNALS, TOLD_SUCCESS))
 
 
 def measure_of(task: str) -> Literal["success_once", "success_at_end"]:
@@ -35,6 +36,9 @@ class Evaluation:
     ``time_to_success`` is nan without success; ``stages_done`` counts the stages an episode had completed at its best moment (K = all);
     ``episode_return`` is the undiscounted sparse return. ``truly_upright``: whether at the end of some decision the task's success and the ``upright``
     signal held together; None where the task has no such signal (LiftPegUpright-v1's success reads an Euler angle and errs both ways).
+    ``told_success``: of a scene under the instruction of another task, whether what was told was done, at the end of some decision or of the last one as
+    ``measure_of`` the task says; None where the instruction is the scene's own. All else is measured by the scene's own goal.
+    ``environment``: settings that it was made with, where who made it says so.
     """
 
     task: str
@@ -48,6 +52,8 @@ class Evaluation:
     stages_done: Tensor
     stage_names: tuple[str, ...]
     truly_upright: Tensor | None = None
+    told_success: Tensor | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
 
     @property
     def succeeded(self) -> Tensor:
@@ -63,6 +69,11 @@ class Evaluation:
     def upright(self) -> Rate | None:
         """Share of episodes with a success that the true geometry confirms; None where the task has no such signal."""
         return None if self.truly_upright is None else wilson_rate(int(self.truly_upright.sum()), len(self.seeds))
+
+    @property
+    def told(self) -> Rate | None:
+        """Share of episodes in which what was told was done; None where that is the scene's own goal, whose share is ``success``."""
+        return None if self.told_success is None else wilson_rate(int(self.told_success.sum()), len(self.seeds))
 
     @property
     def once(self) -> Rate:
@@ -92,12 +103,12 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """Scalars to log, without a prefix."""
-        upright = {} if self.upright is None else {"truly_upright": self.upright.value}
+        measured = {"truly_upright": self.upright, "told_success": self.told}
         return {
             "success": self.success.value,
             "success_once": self.once.value,
             "success_at_end": self.at_end.value,
-            **upright,
+            **{name: rate.value for name, rate in measured.items() if rate is not None},
             "return": mean_or_nan(self.episode_return),
             "episode_length": mean_or_nan(self.length),
             "time_to_success": mean_or_nan(self.time_to_success),
@@ -113,7 +124,7 @@ class Evaluation:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Evaluation":
         """From :meth:`to_dict`'s values, also after a trip through JSON."""
-        plain: dict[str, Any] = {"task": values["task"], "temperature": values["temperature"]}
+        plain: dict[str, Any] = {"task": values["task"], "temperature": values["temperature"], "environment": values.get("environment", {})}
         plain |= {name: tuple(values[name]) for name in ("seeds", "stage_names")}
         measured = [name for name in cls.__dataclass_fields__ if name not in plain and values.get(name) is not None]
         return cls(**plain | {name: torch.tensor([float("nan") if x is None else x for x in values[name]]) for name in measured})
@@ -189,6 +200,9 @@ def summarise(episodes: TensorDict, seeds: Sequence[int], *, task: str, temperat
         stages_done, stage_names = torch.zeros(len(seeds), dtype=torch.int64), ()
     upright = outcome.get((keys.SIGNALS, UPRIGHT), None)
     confirmed = None if upright is None else (outcome[keys.SUCCESS].squeeze(-1) & (upright > 0.5) & mask).any(1)
+    told = outcome.get((keys.SIGNALS, TOLD_SUCCESS), None)
+    if told is not None:
+        told = (told > 0.5)[torch.arange(len(seeds)), last] if measure_of(task) == "success_at_end" else ((told > 0.5) & mask).any(1)
     return Evaluation(
         task=task,
         seeds=tuple(int(seed) for seed in seeds),
@@ -201,4 +215,5 @@ def summarise(episodes: TensorDict, seeds: Sequence[int], *, task: str, temperat
         stages_done=stages_done,
         stage_names=tuple(stage_names),
         truly_upright=confirmed,
+        told_success=told,
     )

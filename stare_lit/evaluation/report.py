@@ -56,13 +56,19 @@ def console() -> Console:
 
 
 def summary_table(rows: Mapping[str, Evaluation], gains: Mapping[str, PairedGain] | None = None, *, title: str = "", rows_are: str = "policy") -> Table:
-    """One row a policy (or what ``rows_are``), in order; ``gains`` by row name adds the paired gain over the row that it was computed against."""
+    """One row a policy (or what ``rows_are``), in order; ``gains`` by row name adds the paired gain over the row that it was computed against.
+
+    Where a row was told another goal than its scenes' own, a column says how often it was reached; of the other rows the goal told is the own one.
+    """
     table = Table(title=title or None, title_justify="left")
-    upright = ["truly upright [95 %]"] if any(result.upright is not None for result in rows.values()) else []
-    for column in (rows_are, "success_once [95 %]", "success_at_end [95 %]", *upright, "steps to success", *(["paired gain [95 %]"] if gains else [])):
+    upright = any(result.upright is not None for result in rows.values())
+    told = any(result.told is not None for result in rows.values())
+    more = [*(["truly upright [95 %]"] if upright else []), *(["told goal [95 %]"] if told else [])]
+    for column in (rows_are, "success_once [95 %]", "success_at_end [95 %]", *more, "steps to success", *(["paired gain [95 %]"] if gains else [])):
         table.add_column(column)
     for name, result in rows.items():
-        cells = [name, str(result.once), str(result.at_end), *([str(result.upright or "-")] if upright else []), f"{mean_or_nan(result.time_to_success):.1f}"]
+        cells = [name, str(result.once), str(result.at_end), *([str(result.upright or "-")] if upright else [])]
+        cells += [*([str(result.told or result.success)] if told else []), f"{mean_or_nan(result.time_to_success):.1f}"]
         table.add_row(*cells, *([str(gains.get(name, ""))] if gains else []))
     return table
 
@@ -88,6 +94,7 @@ def report(results: Mapping[str, Evaluation], gains: Mapping[str, PairedGain] | 
                 "success_once": _rate(result.once),
                 "success_at_end": _rate(result.at_end),
                 **({} if result.upright is None else {"truly_upright": _rate(result.upright)}),
+                **({} if result.told is None else {"told_success": _rate(result.told)}),
                 "stage_funnel": {stage: _rate(rate) for stage, rate in result.funnel.items()},
                 "means": {key: value for key, value in result.metrics().items() if "/" not in key},
                 "episodes": result.to_dict(),

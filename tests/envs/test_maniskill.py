@@ -198,6 +198,8 @@ def test_torchrls_own_batched_environments_take_it(kind):
         ({"observation": "pixels"}, "observation='pixels'"),
         ({"image_size": 4}, "image_size=4"),
         ({"chunk_size": 0}, "chunk_size=0"),
+        ({"max_episode_steps": 0}, "max_episode_steps=0: must be at least 1"),
+        ({"max_episode_steps": -5}, "max_episode_steps=-5"),
         ({"visuals": "pretty"}, "visuals='pretty'"),
         ({"num_envs": 0}, "num_envs=0"),
         ({"seed_range": (3, 3)}, r"seed_range=\(3, 3\)"),

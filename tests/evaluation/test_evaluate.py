@@ -71,6 +71,21 @@ def test_success_that_the_true_geometry_does_not_confirm_is_told_apart():
     assert "truly upright" in console.export_text()
 
 
+@pytest.mark.parametrize(("task", "done"), [("StackCube-v1", [True, True, False]), ("PutCarrotOnPlateInScene-v1", [False, True, False])])
+def test_what_was_told_counts_as_the_benchmark_counts_success(task, done):
+    data = episodes()
+    plain = summarise(data, [7, 8, 9], task=task, temperature=0.0)
+    # 0 did it for a while, 1 at its end; what is written beyond the end of 2 was not told to it
+    data["next", "signals"] = TensorDict({"told_success": torch.tensor([[0.0, 1, 0], [0, 0, 1], [0, 0, 1]])}, [3, 3])
+    result = summarise(data, [7, 8, 9], task=task, temperature=0.0)
+    assert plain.told is None and result.told_success.tolist() == done and result.success == plain.success
+    stored = report({"swapped": result}, config={})["results"]["swapped"]
+    assert stored["told_success"]["successes"] == sum(done) and stored["means"]["told_success"] == pytest.approx(sum(done) / 3)
+    assert Evaluation.from_dict(stored["episodes"]).told == result.told
+    table = summary_table({"in distribution": plain, "swapped": result})
+    assert list(table.columns[3].cells) == [str(plain.success), str(result.told)]  # told its own goal, the first one's is that of its success
+
+
 def test_report_survives_json_and_tables_print(tmp_path):
     result = summarise(episodes(), [7, 8, 9], task="Toy-v0", temperature=0.0, stage_names=NAMES)
     path = write_json(tmp_path / "new" / "report.json", report({"after": result}, {"after": result.gain_over(result)}, config={"task": "Toy-v0"}))
