@@ -130,3 +130,11 @@ def test_staleness(tmp_path):
     line = [f"--policy={tmp_path / 'policy'}", "--num_envs=3", "--decisions_per_env=4", "--minibatch_size=8", "--rounds=3", "--seeds=1"]
     found = run("staleness", tmp_path, *line)
     assert [len(found["runs"][staleness][0]["success"]) for staleness in ("0", "1")] == [3, 3] and found["speed_ratios"][0] > 0
+
+
+def test_stage_costs(tmp_path):
+    load("stage_costs").stage_costs(["Toy-v0"], num_seeds=8, out=tmp_path / "out.json")
+    found = json.loads((tmp_path / "out.json").read_text())["results"]["Toy-v0"]
+    assert found["clean"]["success"] >= 0.75 and found["clean"] != found["disturbed"]
+    for kind in found.values():
+        assert len(kind["mean"]) == len(kind["sum"]) == len(kind["stages"]) == 4 and all(0 <= cost <= 1 for cost in kind["mean"])
