@@ -169,7 +169,7 @@ class RolloutEvaluation(Callback):
     def _measure(self, trainer: Trainer, policy: Any, kind: str) -> Evaluation:
         start, seeds = time.monotonic(), self.seeds[kind]
         if self._env is None:
-            size = {"image_size": self.image_size} if self.image_size else {}
+            size = {} if self.image_size is None else {"image_size": self.image_size}
             settings = {**policy.environment, **size, "terminate_on_success": False, **self.environment}
             with isolate_rng():  # training goes on as if nothing had been measured
                 self._env = make_env(self.task, min(self.num_envs, len(seeds)), num_workers=self.num_workers, **settings)

@@ -1,10 +1,15 @@
 """``stare rollouts``: episodes of a policy for preference pairs."""
 
+import json
+import shlex
 from pathlib import Path
 
 from stare_lit.data.offline import RolloutSettings, collect_rollouts, rollout_folder, select_episodes
+from stare_lit.envs.factory import TOY
 from stare_lit.models.vla import VLAPolicy
 from stare_lit.models.vla.io import Dtype
+
+LOADER = "stare_lit.models.vla.VLAPolicy.from_pretrained"
 
 
 def rollouts(
@@ -39,4 +44,27 @@ def rollouts(
     print(f"rollouts         {target}")
     print(f"episodes         {len(chosen)} from {settings.num_states} initial states, success {success.mean():.3f}")
     print(f"states           {mixed} with both success and failure, {int((success == 1).sum())} always solved, {int((success == 0).sum())} never")
-    print(f"next             stare fit --config configs/sta_tpo.yaml --data.folder {folder}")
+    config = "configs/toy/sta_tpo.yaml" if task == TOY else "configs/sta_tpo.yaml" if acting.config.towers else "configs/state/sta_tpo.yaml"
+    print(f"next             {shlex.join(_preference_phase(config, policy, task, folder, image_size, dtype, settings))}")
+
+
+def _preference_phase(config: str, policy: Path, task: str, folder: Path, image_size: int | None, dtype: Dtype, settings: RolloutSettings) -> list[str]:
+    """The command that trains on these rollouts: the same policy, task, image and episodes.
+
+    How many episodes is always said, for each configuration has its own numbers; the rest where it is not the default. The loss takes
+    log-probabilities at the temperature of the sampling.
+    """
+    plain = RolloutSettings()
+    changed = {name: value for name, value in vars(settings).items() if name in ("num_states", "num_samples") or value != getattr(plain, name)}
+    options: dict[str, object] = {"model.policy.path": policy}
+    if dtype == "auto":  # a plain --model.policy.dtype=null would be read as the text "None"
+        options = {"model.policy": json.dumps({"class_path": LOADER, "init_args": {"path": str(policy), "dtype": None}})}
+    elif dtype != "float32":
+        options["model.policy.dtype"] = dtype
+    options |= {"data.task": task, "data.folder": folder}
+    if "temperature" in changed:
+        options["model.temperature"] = settings.temperature
+    if image_size is not None:
+        options["data.image_size"] = image_size
+    options |= {f"data.rollouts.{name}": value for name, value in changed.items()}
+    return ["stare", "fit", "--config", config, *(f"--{name}={value}" for name, value in options.items())]

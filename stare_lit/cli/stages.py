@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from stare_lit.envs.factory import TOY
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.seeds import Split, split_seeds
 from stare_lit.envs.transforms import RewardConfig
@@ -36,13 +37,15 @@ def stages(
         terminate_on_success: end there; null: as training does, so not where the last step counts (Bridge tasks).
         reward: what the episode is paid; mode stage or potential shows the shaping.
         image_size: pixels of the camera; null: the policy's own, or 128 for the expert.
-        visuals: meshes of the renderer.
+        visuals: meshes of the renderer; Toy-v0 has none, so there only auto.
         output: file to write; its ending chooses the format (.png, .pdf, .svg).
     """
+    if task == TOY and visuals != "auto":
+        raise ValueError(f"visuals={visuals!r}: {TOY} is drawn without meshes; leave it out, or choose a ManiSkill task")
     (seed,) = split_seeds(split, 1, offset=episode, task=task)
     policy = None if checkpoint is None else VLAPolicy.from_pretrained(checkpoint)
-    size = image_size or (128 if policy is None else policy.config.image_size)
-    settings = {"image_size": size} | ({} if task == "Toy-v0" else {"visuals": visuals})
+    size = (128 if policy is None else policy.config.image_size) if image_size is None else image_size
+    settings = {"image_size": size} | ({} if task == TOY else {"visuals": visuals})
     found = record_episode(
         task, seed, policy=policy, reward=reward, temperature=temperature, action_noise=action_noise,
         terminate_on_success=not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success, **settings,

@@ -15,7 +15,8 @@ from stare_lit import keys
 from stare_lit.data.demonstrator import ACTION_DIM, EXECUTED_ACTION, DemoSettings, run_expert
 from stare_lit.data.trajectories import Trajectories, TrajectoryMetadata, TrajectoryWriter
 from stare_lit.envs.maniskill import ManiSkillEnv
-from stare_lit.envs.robots import robot_of
+from stare_lit.envs.robots import OFFICIAL_LAYOUTS, robot_of
+from stare_lit.envs.seeds import SEED_RANGES
 
 
 def import_h5(
@@ -39,14 +40,16 @@ def import_h5(
             left out, and counted. ``states`` puts the scene into each recorded state instead, which is right whatever the actions were; only
             contacts (``contact``, ``grasped``, ``released``) are then found again by a physics step of their own, and may differ for a step
             around a grasp (measured on StackCube: 1 of 63 steps).
-        with_actions: False imports observations and signals only (to check stage labels), from any control mode; needs ``states``.
+        with_actions: False imports observations and signals only (to check stage labels), from any control mode and any scene; needs ``states``.
+            With actions a policy can be trained on what is imported, so scenes that policies are measured in are refused.
         image_size: pixels of the square images.
         num_episodes: only the first so many.
         visuals: see ``ManiSkillEnv``.
 
     Raises:
         FileNotFoundError: no .h5 or no .json.
-        ValueError: unknown task, another control mode, no recorded states, no episodes, or a folder that holds other trajectories.
+        ValueError: unknown task, another control mode, seeds outside the training range or a Bridge task (with actions), no recorded states, no
+            episodes, or a folder that holds other trajectories.
     """
     path = Path(path)
     info, recorded = _read_json(path)
@@ -57,6 +60,7 @@ def import_h5(
     mode = recorded[0].get("control_mode") or info["env_kwargs"].get("control_mode")
     own_mode = robot_of(settings.task).control_mode
     _check_mode(path, mode, own_mode, replay, with_actions)
+    _check_scenes(path, settings.task, {entry["episode_id"]: _seed(entry) for entry in recorded[:num_episodes]}, replay, with_actions)
     metadata = TrajectoryMetadata(
         settings.task, ACTION_DIM, 1, own_mode if with_actions else mode, image_size, settings.instructions(),
         config={"imported_from": path.name, "replay": replay, "with_actions": with_actions, "visuals": visuals},
@@ -119,6 +123,26 @@ def _check_mode(path: Path, mode: str, own_mode: str, replay: str, with_actions:
         )
 
 
+def _check_scenes(path: Path, task: str, seeds: dict[int, int], replay: str, with_actions: bool) -> None:
+    """Refuses demonstrations in scenes that policies are measured in; ``seeds`` by episode_id.
+
+    ManiSkill's own Bridge tasks know only the official layouts, whatever the seed. Ours draw other ones, so a reset does not lead to the recorded scene.
+    """
+    instead = "or import it with replay='states', with_actions=False (observations and signals only, which nothing is trained on)"
+    if task in OFFICIAL_LAYOUTS and (with_actions or replay == "actions"):
+        raise ValueError(
+            f"path={str(path)!r}: a recording of {task} lies in the official layouts that policies are measured in, whatever its seeds; "
+            f"make demonstrations in other ones with `stare demos --task {task}`, {instead}"
+        )
+    low, high = SEED_RANGES["train"]
+    outside = [f"{seed} (episode_id {number})" for number, seed in seeds.items() if not low <= seed < high]
+    if outside and with_actions:
+        raise ValueError(
+            f"path={str(path)!r}: {len(outside)} of {len(seeds)} episode seeds lie outside the training range {low}..{high - 1}: {', '.join(outside[:5])}"
+            f"{', ...' if len(outside) > 5 else ''}; a policy may be measured in these scenes. Record episodes of seeds inside the range, {instead}"
+        )
+
+
 def _seed(entry: dict[str, Any]) -> int:
     seed = entry.get("episode_seed", entry.get("reset_kwargs", {}).get("seed"))
     seed = seed[0] if isinstance(seed, list) and seed else seed
@@ -167,6 +191,11 @@ def _play_states(env: ManiSkillEnv, group: h5py.Group, seed: int) -> tuple[Tenso
     return data, TensorDict(table, [1])
 
 
+def _row(group: h5py.Group, step: int) -> dict[str, Any]:
+    """Row ``step`` [1, ...] of every data set below ``group``; WidowX's controller has a state too, one level deeper than things have."""
+    return {name: _row(part, step) if isinstance(part, h5py.Group) else torch.from_numpy(part[step])[None] for name, part in group.items()}
+
+
 def _observe(env: ManiSkillEnv, group: h5py.Group, step: int) -> TensorDict:
     """Observation and signals in the recorded state s_step.
 
@@ -174,7 +203,7 @@ def _observe(env: ManiSkillEnv, group: h5py.Group, step: int) -> TensorDict:
     as it was last commanded, and the state is put back before anything is measured.
     """
     simulator = env.simulator
-    state = {kind: {name: torch.from_numpy(part[name][step])[None] for name in part} for kind, part in group["env_states"].items()}
+    state = _row(group["env_states"], step)
     gripper = torch.from_numpy(group["actions"][step - 1, -1:])[None] if step else torch.ones(1, 1)
     simulator.set_state_dict(state)
     arm, hand = (simulator.agent.controller.controllers[name] for name in ("arm", "gripper"))

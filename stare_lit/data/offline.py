@@ -110,7 +110,7 @@ def collect_rollouts(
         ValueError: the folder holds rollouts of another policy, task, chunk or image size, or temperature.
     """
     environment: Any = policy.environment
-    image_size = image_size or environment["image_size"]
+    image_size = environment["image_size"] if image_size is None else image_size
     config = {"policy": policy_fingerprint(policy), "temperature": settings.temperature}
     expected = {"task": task, "image_size": image_size, "chunk_size": policy.chunk_size, "kind": "rollouts", **config}
     if (Path(folder) / "metadata.json").exists():

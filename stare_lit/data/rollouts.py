@@ -18,7 +18,7 @@ from stare_lit.data.ahead import Acting, Ahead
 from stare_lit.data.offline import evaluating
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.ray_rounds import RayRounds, RaySettings
-from stare_lit.envs.factory import make_env
+from stare_lit.envs.factory import TOY, make_env
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.rollout import run_episodes
 from stare_lit.envs.seeds import SEED_RANGES
@@ -56,7 +56,7 @@ class RolloutDataModule(LightningDataModule):
             is dense: that one is paid at every step, so an episode that ends at success is paid less for it.
         max_episode_steps: horizon; the task's own by default.
         reward: what the policy is paid.
-        visuals: renderer meshes of a ManiSkill task.
+        visuals: renderer meshes of a ManiSkill task; Toy-v0 has none, so there only auto.
         device: where the environments live.
         rebuild: build CPU simulators anew for each round (0.26 s each), so that a stopped run goes on exactly; false for short rounds of cheap steps.
         ray: sample in actors of a Ray cluster, each with its share of ``num_envs`` and seeds of its own; null: here.
@@ -96,6 +96,8 @@ class RolloutDataModule(LightningDataModule):
             raise ValueError(f"group_size={group_size}: at least 2, and num_envs={num_envs} must be a multiple of it; or null")
         if ray is not None and group_size is not None:
             raise ValueError(f"group_size={group_size} with ray: its actors know no groups; leave one of the two out")
+        if task == TOY and visuals != "auto":
+            raise ValueError(f"visuals={visuals!r}: {TOY} is drawn without meshes; leave it out, or choose a ManiSkill task")
         for name, value in {"num_envs": num_envs, "decisions_per_env": decisions_per_env, "temperature": temperature}.items():
             if value <= 0:
                 raise ValueError(f"{name}={value}: must be above 0.")
@@ -103,11 +105,8 @@ class RolloutDataModule(LightningDataModule):
         self.temperature, self.image_size, self.reward, self.device, self.seed = temperature, image_size, reward, device, seed
         self.ray, self.staleness, self.group_size = ray, staleness, group_size
         ends = not robot_of(task).judged_at_end and reward.mode != "dense" if terminate_on_success is None else terminate_on_success
-        self._settings: dict[str, Any] = {"terminate_on_success": ends, "max_episode_steps": max_episode_steps, "rebuild_on_seed": rebuild}
-        if task != "Toy-v0":
-            self._settings["visuals"] = visuals
-        elif max_episode_steps is None:
-            del self._settings["max_episode_steps"]
+        asked = {"image_size": image_size, "max_episode_steps": max_episode_steps, "visuals": None if task == TOY else visuals}
+        self._settings = {"terminate_on_success": ends, "rebuild_on_seed": rebuild, **{name: value for name, value in asked.items() if value is not None}}
         self.seconds = {"simulate": 0.0, "policy": 0.0, "wait": 0.0}
         """Of the present round: in the simulator, in the policy, and how long the learner waited for it."""
         self.lag = 0
@@ -124,7 +123,7 @@ class RolloutDataModule(LightningDataModule):
         if self._env is not None or stage != "fit":
             return
         policy = self.trainer.lightning_module.policy
-        settings = policy.environment | ({"image_size": self.image_size} if self.image_size else {}) | self._settings
+        settings = policy.environment | self._settings
         make = partial(
             make_env, self.task, num_workers=self.num_workers, reward=self.reward, tokenize=policy.prompts,
             device=self.device, seed_range=SEED_RANGES["train"], **settings,

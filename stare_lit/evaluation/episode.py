@@ -48,10 +48,14 @@ class Episode:
     sparse_reward: Tensor
 
     def bands(self) -> list[tuple[int, int, int]]:
-        """(stage index, first step, last step) of each stretch in one stage, in order; each ends where the next begins."""
-        changes = [0, *(self.stage_index.diff().nonzero().flatten() + 1).tolist(), len(self.stage_index) - 1]
-        time = self.time.tolist()
-        return [(int(self.stage_index[a]), time[a], time[b]) for a, b in zip(changes, changes[1:], strict=False) if a < b]
+        """(stage index, first step, last step) of each stretch in one stage, in order; each ends where the next begins.
+
+        The last decision often completes the task: a stretch of the last state alone is given one step beyond the episode, else nobody would see it.
+        """
+        starts = [0, *(self.stage_index.diff().nonzero().flatten() + 1).tolist()]
+        first = self.time[starts].tolist()
+        end = max(int(self.time[-1]), first[-1] + 1)
+        return list(zip(self.stage_index[starts].tolist(), first, [*first[1:], end], strict=True))
 
 
 def record_episode(
@@ -78,12 +82,14 @@ def record_episode(
         settings: of the environment, such as ``image_size`` and ``visuals``.
 
     Raises:
-        ValueError: an unknown task, noise for a policy, or a policy that sees no images.
+        ValueError: an unknown task, noise for a policy, a temperature for the expert, or a policy that sees no images.
     """
     if policy is not None and policy.environment["observation"] != "image":
         raise ValueError("policy: it reads the low-dimensional state and sees no images, of which the drawing is made; give a policy that does, or none")
     if policy is not None and action_noise:
         raise ValueError(f"action_noise={action_noise}: is for the expert; a policy takes temperature")
+    if policy is None and temperature:
+        raise ValueError(f"temperature={temperature}: is for a policy, give one (a checkpoint); the expert takes action_noise")
     spec = get_spec(task)
     settings = ({} if policy is None else policy.environment) | settings | {"terminate_on_success": terminate_on_success}
     base, expert = make_demonstrator(task, **settings)

@@ -43,13 +43,16 @@ def _strip(ax: Axes, episode: Episode) -> None:
 
 def _bands(axes: list[Axes], episode: Episode) -> None:
     """Stages as bands behind the curves, named in the first of ``axes``."""
-    legend, end = _legend(episode), int(episode.time[-1])
-    for index, first, last in episode.bands():
+    legend, bands = _legend(episode), episode.bands()
+    end = bands[-1][2]
+    for index, first, last in bands:
         name, colour, ink = legend[index]
         for i, ax in enumerate(axes):
             ax.axvspan(first, last, color=colour, alpha=0.9 if i == 0 else 0.25, linewidth=0)
         if last - first > end / 40:
             axes[0].text((first + last) / 2, 0.5, name, ha="center", va="center", color=ink)
+        elif last == end:  # too narrow for its name, which stands beside it
+            axes[0].text(1.005, 0.5, name, ha="left", va="center", transform=axes[0].transAxes)
     axes[0].set_yticks([])
     axes[0].set_ylabel("stage", rotation=0, ha="right", va="center")
 
@@ -74,7 +77,7 @@ def draw(episode: Episode) -> Figure:
     reward.legend(loc="upper left", fontsize="small")
     reward.set_xlabel("environment step")
     for ax in (stage, error, potential, reward):
-        ax.set_xlim(0, time[-1])
+        ax.set_xlim(0, episode.bands()[-1][2])
         ax.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -104,6 +107,7 @@ def terminal(episode: Episode) -> Group:
     table.add_row("potential", Text(_spark(episode.potential, 0, 1)))
     most = float(episode.reward.abs().max())
     table.add_row("reward", Text(" " + _spark(episode.reward, -most, most)))
-    bands = [(*legend[index], first, last) for index, first, last in episode.bands()]
-    spans = Text(", ").join(Text.assemble((f" {name} ", f"{ink} on {colour}"), f" {first}-{last}") for name, colour, ink, first, last in bands)
+    end = int(episode.time[-1])
+    steps = [(*legend[index], f"{first}-{last}" if last <= end else f"{first}") for index, first, last in episode.bands()]
+    spans = Text(", ").join(Text.assemble((f" {name} ", f"{ink} on {colour}"), f" {text}") for name, colour, ink, text in steps)
     return Group(Text(_title(episode), style="bold"), table, spans)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ import torch
 
 from stare_lit import keys
 from stare_lit.data.demos import DemoDataModule
+from stare_lit.envs.robots import OFFICIAL_LAYOUTS, robot_of
 
 pytest.importorskip("mani_skill", reason="needs ManiSkill")
-from stare_lit.data.h5 import import_h5
+from stare_lit.data.h5 import _check_scenes, import_h5
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def _camera() -> None:
+def _camera(vulkan: None) -> None:
     from stare_lit.envs.maniskill import ManiSkillEnv
 
     try:
@@ -80,6 +82,12 @@ class TestReplay:
         with pytest.raises(ValueError, match="control_mode is 'pd_joint_pos'"):
             DemoDataModule("PushCube-v1", folder=str(tmp_path / "a"), image_size=16, num_episodes=1).setup("fit")
 
+    def test_labels_may_come_from_any_scene(self, recorded: Path, tmp_path: Path) -> None:
+        """Nothing is trained on what has no actions."""
+        foreign = _rewritten(recorded, tmp_path, lambda content: content["episodes"][0].update(episode_seed=2_000_000))
+        stored = import_h5(foreign, out=tmp_path / "a", image_size=16, replay="states", with_actions=False, num_episodes=1)
+        assert stored.episodes["seed"].tolist() == [2_000_000] and stored.episodes["success"].all()
+
     def test_episode_that_ends_otherwise_is_left_out(self, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         content = json.loads(recorded.with_suffix(".json").read_text())
         content["episodes"][1]["success"] = True
@@ -87,6 +95,61 @@ class TestReplay:
         (tmp_path / "t.json").write_text(json.dumps(content))
         assert import_h5(tmp_path / "t.h5", out=tmp_path / "a", image_size=16).num_episodes == 1
         assert "1 ended otherwise than recorded" in capsys.readouterr().out
+
+
+class TestScenesForMeasuring:
+    """Demonstrations in scenes that policies are measured in are refused before anything is written."""
+
+    @pytest.mark.parametrize("seed", [1_000_000, 2_000_000, 3_000_000, 5_000_000, -1])
+    @pytest.mark.parametrize("replay", ["actions", "states"])
+    def test_seeds_outside_the_training_range(self, recorded: Path, tmp_path: Path, seed: int, replay: str) -> None:
+        foreign = _rewritten(recorded, tmp_path, lambda content: content["episodes"][1].update(episode_seed=seed))
+        with pytest.raises(ValueError, match=rf"1 of 2 episode seeds lie outside the training range 0\.\.999999: {seed} \(episode_id 1\)"):
+            import_h5(foreign, out=tmp_path / "a", image_size=16, replay=replay)
+        assert not (tmp_path / "a").exists()
+
+    def test_the_edges_of_the_range(self) -> None:
+        _check_scenes(Path("t.h5"), "PushCube-v1", {0: 0, 1: 999_999}, "actions", True)
+        with pytest.raises(ValueError, match=r"6 of 6 .*: 1000000 \(episode_id 0\), .*, \.\.\.; a policy"):
+            _check_scenes(Path("t.h5"), "PushCube-v1", {i: 1_000_000 + i for i in range(6)}, "actions", True)
+
+    @pytest.mark.parametrize("task", sorted(OFFICIAL_LAYOUTS))
+    def test_bridge_tasks_whatever_the_seed(self, recorded: Path, tmp_path: Path, task: str) -> None:
+        def bridge(content: dict) -> None:
+            content["env_info"]["env_id"] = task
+            for episode in content["episodes"]:
+                episode["control_mode"] = robot_of(task).control_mode
+
+        foreign = _rewritten(recorded, tmp_path, bridge)
+        for settings in ({}, {"replay": "states"}, {"with_actions": False}):
+            with pytest.raises(ValueError, match=f"a recording of {task} lies in the official layouts .*stare demos --task {task}"):
+                import_h5(foreign, out=tmp_path / "a", **settings)
+        assert not (tmp_path / "a").exists()
+        _check_scenes(foreign, task, {0: 3_000_000}, "states", False)  # labels
+
+
+def test_labels_of_a_bridge_recording(simulated: Callable[[str], str], tmp_path: Path) -> None:
+    """As ManiSkill records it, in an official layout; the scene is put into each recorded state, WidowX's controller too."""
+    import gymnasium
+    import h5py
+    import mani_skill.envs  # noqa: F401
+    from mani_skill.utils.wrappers import RecordEpisode
+
+    task = simulated("PutCarrotOnPlateInScene-v1")
+    kept = {"num_envs": 1, "obs_mode": "rgb+segmentation", "sim_backend": "physx_cpu", "render_backend": "gpu" if torch.cuda.is_available() else "cpu"}
+    simulator = gymnasium.make(task, reward_mode="none", control_mode=robot_of(task).control_mode, **kept)
+    env = RecordEpisode(simulator, str(tmp_path), save_trajectory=True, save_video=False, trajectory_name="t", record_reward=False)
+    env.reset(seed=3)
+    for _ in range(3):
+        env.step(torch.tensor([0.01, 0, 0, 0, 0, 0, 1]).numpy())
+    env.close()
+    with pytest.raises(ValueError, match="lies in the official layouts"):
+        import_h5(tmp_path / "t.h5", out=tmp_path / "a", image_size=16)
+    stored = import_h5(tmp_path / "t.h5", out=tmp_path / "a", image_size=16, replay="states", with_actions=False)
+    with h5py.File(tmp_path / "t.h5") as file:
+        carrot, plate = (torch.from_numpy(part[:3, :2]) for part in file["traj_0/env_states/actors"].values())
+    assert stored.episodes["seed"].tolist() == [3] and len(stored) == 3
+    assert torch.allclose(stored.rows(torch.arange(3))[keys.signal("object_to_target_xy")], (carrot - plate).norm(dim=-1), atol=1e-5)
 
 
 class TestBadInput:
@@ -115,9 +178,18 @@ class TestBadInput:
 
 def _with_mode(recorded: Path, folder: Path, mode: str) -> Path:
     """A copy that says it was recorded in control mode ``mode``."""
+
+    def change(content: dict) -> None:
+        for episode in content["episodes"]:
+            episode["control_mode"] = mode
+
+    return _rewritten(recorded, folder, change)
+
+
+def _rewritten(recorded: Path, folder: Path, change: Callable[[dict], None]) -> Path:
+    """A copy whose .json ``change`` has changed."""
     shutil.copy(recorded, folder / "foreign.h5")
     content = json.loads(recorded.with_suffix(".json").read_text())
-    for episode in content["episodes"]:
-        episode["control_mode"] = mode
+    change(content)
     (folder / "foreign.json").write_text(json.dumps(content))
     return folder / "foreign.h5"

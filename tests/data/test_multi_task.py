@@ -7,7 +7,7 @@ from stare_lit import keys
 from stare_lit.data.multi_task import MultiTaskDemoDataModule
 from stare_lit.envs.signals import INSTRUCTIONS
 
-PUSH, PULL = "PushCube-v1", "PullCube-v1"
+PUSH, PULL, STACK = "PushCube-v1", "PullCube-v1", "StackCube-v1"
 
 
 @pytest.mark.usefixtures("vulkan")
@@ -36,8 +36,51 @@ def test_two_tasks_are_shuffled_together_and_told_apart_by_their_texts(tmp_path,
         ([PUSH, PULL], {"folder": "demos"}, "folder='demos': each task is kept in a folder of its own"),
         ([PUSH, "PutCarrotOnPlateInScene-v1"], {}, "are of different robots"),
         ([PUSH, "PushCub-v1"], {}, "task='PushCub-v1' is unknown"),
+        ([PUSH, "Toy-v0"], {}, r"tasks=\['PushCube-v1', 'Toy-v0'\]: Toy-v0 has a world and a state of its own"),
+        (["Toy-v0", PUSH], {"observation": "state"}, "Toy-v0 has a world and a state of its own"),
     ],
 )
 def test_refusals(tasks, settings, message):
     with pytest.raises(ValueError, match=message):
         MultiTaskDemoDataModule(tasks, **settings)
+
+
+def test_the_toy_alone_is_no_mixture():
+    assert MultiTaskDemoDataModule(["Toy-v0"]).tasks == ("Toy-v0",)
+
+
+@pytest.fixture
+def states(tmp_path, monkeypatch):
+    """Of two tasks, whose states have 35 and 48 numbers."""
+    monkeypatch.chdir(tmp_path)
+    return MultiTaskDemoDataModule([PUSH, STACK], observation="state", num_episodes=2, batch_size=4, chunk_size=2, num_workers=0)
+
+
+SIZES = rf"tasks=\['{PUSH}', '{STACK}'\]: their states have different sizes \(\{{'{PUSH}': 35, '{STACK}': 48\}}\).*observation='image'"
+
+
+@pytest.mark.usefixtures("vulkan")
+def test_states_of_different_sizes_are_refused_before_anything_is_collected(states, tmp_path):
+    with pytest.raises(ValueError, match=SIZES):
+        states.prepare_data()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("vulkan")
+def test_states_of_different_sizes_are_refused_before_they_are_joined(states, monkeypatch):
+    for part in states.parts:  # as `stare demos` makes them, one task at a time
+        part.prepare_data()
+    with pytest.raises(ValueError, match=SIZES):
+        states.setup("fit")
+    monkeypatch.setattr("stare_lit.data.demonstrator.DemoSettings.demonstrator", lambda _: pytest.fail("made a simulator to learn what the folders say"))
+    with pytest.raises(ValueError, match=SIZES):
+        states.prepare_data()
+
+
+@pytest.mark.usefixtures("vulkan")
+def test_states_of_one_size_are_joined(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = MultiTaskDemoDataModule([PUSH, PULL], observation="state", num_episodes=2, batch_size=4, chunk_size=2, num_workers=0)
+    data.prepare_data()
+    data.setup("fit")
+    assert next(iter(data.train_dataloader()))[keys.STATE].shape == (4, 35)

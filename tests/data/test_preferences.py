@@ -75,14 +75,19 @@ class TestLabel:
         assert outcomes.log_likelihood.tolist() == [-5.0, -4.0]
         assert outcomes.state.tolist() == [7, 7]
 
-    def test_where_the_last_step_counts_a_success_that_was_lost_completes_nothing(self):
+    def test_where_the_last_step_counts_a_success_that_was_lost_never_ended_the_last_stage(self):
         data, mask = self.episodes()
         bridge = StageSpec("PutCarrotOnPlateInScene-v1", SPEC.stages, SPEC.whole_task)
         signal = data["next", "signals", "success"]
         signal[1, 0], data["signals", "success"][1, 1] = 1.0, 1.0  # 1 has it after its first decision, and not at its end
         data["next", "success"] = torch.tensor([[[False], [False], [True]], [[True], [False], [False]]])
-        assert label(SPEC, data, mask)[0].completed.tolist() == [[True, True], [True, True]]
-        assert label(bridge, data, mask)[0].completed.tolist() == [[True, True], [True, False]]
+        kept, kept_index = label(SPEC, data, mask)
+        lost, lost_index = label(bridge, data, mask)
+        assert kept.completed.tolist() == [[True, True], [True, True]]
+        assert lost.completed.tolist() == [[True, True], [True, False]]
+        assert kept_index.tolist() == [[0, 1, 1], [0, 2, -1]]
+        assert lost_index.tolist() == [[0, 1, 1], [0, 1, -1]]  # the decision that lost it belongs to the stage that it lost
+        assert lost.decisions.tolist() == [[1, 2], [1, 1]] and kept.decisions.tolist() == [[1, 2], [1, 0]]
 
 
 class TestPairBatches:
@@ -168,6 +173,12 @@ class TestRollouts:
     def test_bad_settings_are_refused(self, name, value):
         with pytest.raises(ValueError, match=f"{name}={value}"):
             RolloutSettings(**{name: value})
+
+    @pytest.mark.parametrize(("task", "message"), [("Toy-v0", "must be at least 1"), ("PushCube-v1", "at least 8 pixels")])
+    def test_no_pixels_are_not_the_policys_own_number(self, task, message, tmp_path):
+        with pytest.raises(ValueError, match=f"image_size=0: {message}"):
+            collect_rollouts(small_policy(), tmp_path / "new", SETTINGS, task=task, image_size=0, show_progress=False)
+        assert not (tmp_path / "new").exists()
 
 
 class TestReferences:

@@ -111,3 +111,16 @@ def test_bad_groups_are_refused(tmp_path):
 def test_bad_settings_are_refused(name):
     with pytest.raises(ValueError, match=f"{name}=0"):
         RolloutDataModule("Toy-v0", **{name: 0})
+
+
+def test_meshes_of_the_toy_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="visuals='light': Toy-v0 is drawn without meshes"):
+        RolloutDataModule("Toy-v0", visuals="light")
+    assert RolloutDataModule("PushCube-v1", visuals="light")._settings["visuals"] == "light"
+
+
+@pytest.mark.parametrize("name", ["image_size", "max_episode_steps"])
+def test_a_zero_is_not_taken_for_the_default(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}=0: must be at least 1"):
+        rounds(tmp_path, **{name: 0})
+    assert RolloutDataModule("PushCube-v1", **{name: 0})._settings[name] == 0  # for the simulator to refuse

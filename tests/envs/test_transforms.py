@@ -252,7 +252,7 @@ def test_missing_parts_are_named() -> None:
     "bad",
     [
         {"mode": "shaped"}, {"stage_mode": "none"}, {"form": "log"}, {"terminal": "drop"}, {"gamma": 1.5}, {"shaping_gamma": -0.1},
-        {"shaping_gamma": 1.0, "mode": "sparse"},
+        {"shaping_gamma": 1.0, "mode": "sparse"}, {"coefficient": -0.1}, {"coefficient": float("inf")}, {"coefficient": float("nan")},
     ],
 )  # fmt: skip
 def test_bad_config(bad: dict) -> None:

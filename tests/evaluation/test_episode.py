@@ -1,5 +1,6 @@
 """`stare stages`: one recorded episode, its picture and its lines on the terminal."""
 
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -19,7 +20,7 @@ def episode():
 
 
 def test_the_expert_goes_through_the_stages_in_order(episode):
-    assert episode.success_once and [index for index, _, _ in episode.bands()] == list(range(len(episode.stage_names)))
+    assert episode.success_once and [index for index, _, _ in episode.bands()] == list(range(len(episode.stage_names) + 1))
     assert episode.stage_index[-1] == len(episode.stage_names)
     num = len(episode.stage_index)
     assert len(episode.images) == len(episode.potential) == len(episode.time) == num and len(episode.reward) == num - 1
@@ -27,8 +28,23 @@ def test_the_expert_goes_through_the_stages_in_order(episode):
 
 def test_bands_meet_and_cover_the_episode(episode):
     bands = episode.bands()
-    assert bands[0][1] == 0 and bands[-1][2] == episode.time[-1]
+    assert bands[0][1] == 0 and bands[-1] == (len(episode.stage_names), episode.time[-1], episode.time[-1] + 1)  # done, since the last state
     assert all(before[2] == after[1] for before, after in zip(bands, bands[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("stage_index", "expected"),
+    [
+        ([0, 0, 1, 2], [(0, 0, 4), (1, 4, 6), (2, 6, 7)]),  # the last decision completes it
+        ([0, 1, 2, 2], [(0, 0, 2), (1, 2, 4), (2, 4, 6)]),
+        ([0, 0, 0, 0], [(0, 0, 6)]),
+        ([0, 1, 0, 1], [(0, 0, 2), (1, 2, 4), (0, 4, 6), (1, 6, 7)]),
+        ([0], [(0, 0, 1)]),
+    ],
+)
+def test_bands_by_hand(episode, stage_index, expected):
+    time = torch.arange(len(stage_index)) * 2
+    assert replace(episode, stage_index=torch.tensor(stage_index), time=time).bands() == expected
 
 
 def test_the_shaping_is_that_of_the_potential_drawn(episode):
@@ -51,15 +67,22 @@ def test_a_policy_decides_in_chunks():
     assert not found.success_once and found.time.diff().max() == 4
     with pytest.raises(ValueError, match=r"action_noise=0.1: is for the expert"):
         record_episode("Toy-v0", 3, policy=tiny(4, image_size=32, channels=(8, 8, 8)), action_noise=0.1)
+    with pytest.raises(ValueError, match=r"temperature=5.0: is for a policy"):
+        record_episode("Toy-v0", 3, temperature=5.0)
 
 
 def test_the_picture_names_every_stage(episode):
     figure = draw(episode)
     written = {text.get_text() for ax in figure.axes for text in ax.texts}
-    assert set(episode.stage_names) <= written and "success" in figure.get_suptitle()
+    assert {*episode.stage_names, "done"} <= written and "success" in figure.get_suptitle()
+    stage = figure.axes[1]
+    assert stage.get_xlim() == (0, episode.time[-1] + 1)
     console = Console(width=120, file=StringIO())
     console.print(terminal(episode))
     assert all(name in console.file.getvalue() for name in (*episode.stage_names, "potential", "reward"))
+    assert console.file.getvalue().rstrip().endswith(f" done  {int(episode.time[-1])}")
+    long = replace(episode, time=episode.time * 10)  # the band of the last state is too narrow for its name
+    assert "done" in {text.get_text() for ax in draw(long).axes for text in ax.texts}
 
 
 def test_the_command_writes_a_picture(tmp_path, capsys):
@@ -68,3 +91,18 @@ def test_the_command_writes_a_picture(tmp_path, capsys):
     assert "toy.png" in capsys.readouterr().out.replace("\n", "")
     with pytest.raises(ValueError, match="'Nope-v0' has no stages"):
         stages(task="Nope-v0", output=str(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 0}, "image_size=0: must be at least 1"),
+        ({"task": "PushCube-v1", "image_size": 0}, "image_size=0: at least 8 pixels"),
+        ({"visuals": "light"}, "visuals='light': Toy-v0 is drawn without meshes"),
+        ({"temperature": 5.0}, "temperature=5.0: is for a policy"),
+    ],
+)
+def test_the_command_ignores_no_setting(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        stages(**{"task": "Toy-v0", "output": str(tmp_path / "x.png")} | settings)
+    assert not (tmp_path / "x.png").exists()

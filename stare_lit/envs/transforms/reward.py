@@ -1,5 +1,6 @@
 """The reward of a decision: discounted inside the chunk, shaped by the stage potential."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,7 +29,7 @@ class RewardConfig:
         mode: "sparse" (success only), "dense" (the environment's own), "potential" (sparse, shaped by the whole task's potential) or
             "stage" (sparse, shaped by the stage potential).
         gamma: discount of one environment step; use the learner's.
-        coefficient: c, weight of the shaping.
+        coefficient: c, weight of the shaping; 0 or more.
         stage_mode: "cumulative" (Phi rises over the stages), "bare" (each stage starts anew: the paper's letter) or "reset" (bare, but
             no shaping on a decision that changes the stage). Read in mode "stage".
         form: potential inside a stage: "sigmoid" (0.5 to 0.73: the paper's letter), "sigmoid_scaled" or "linear" (both 0 to 1).
@@ -60,6 +61,8 @@ class RewardConfig:
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name}={value}: must lie in [0, 1]")
+        if not 0.0 <= self.coefficient < math.inf:
+            raise ValueError(f"coefficient={self.coefficient}: the weight of the shaping must be finite and at least 0 (0 pays none)")
         if self.shaping_gamma is not None and not self.shaped:
             raise ValueError(f"shaping_gamma={self.shaping_gamma}: mode={self.mode!r} has no shaping; leave it out, or choose mode 'stage' or 'potential'")
 
