@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from stare_lit.envs.factory import TOY
+from stare_lit.envs.factory import TOY, check_visuals
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.seeds import Split, split_seeds
 from stare_lit.envs.transforms import RewardConfig
@@ -40,8 +40,7 @@ def stages(
         visuals: meshes of the renderer; Toy-v0 has none, so there only auto.
         output: file to write; its ending chooses the format (.png, .pdf, .svg).
     """
-    if task == TOY and visuals != "auto":
-        raise ValueError(f"visuals={visuals!r}: {TOY} is drawn without meshes; leave it out, or choose a ManiSkill task")
+    check_visuals(task, visuals)
     (seed,) = split_seeds(split, 1, offset=episode, task=task)
     policy = None if checkpoint is None else VLAPolicy.from_pretrained(checkpoint)
     size = (128 if policy is None else policy.config.image_size) if image_size is None else image_size

@@ -12,7 +12,7 @@ from torchrl.envs.utils import step_mdp
 
 from stare_lit import keys
 from stare_lit.data.trajectories import TrajectoryMetadata
-from stare_lit.envs.factory import TOY
+from stare_lit.envs.factory import TOY, check_visuals
 from stare_lit.envs.robots import robot_of
 from stare_lit.experts.make import REVISIONS, make_demonstrator
 from stare_lit.experts.noise import disturbed
@@ -55,6 +55,7 @@ class DemoSettings:
     def __post_init__(self) -> None:
         if self.action_noise < 0:
             raise ValueError(f"action_noise={self.action_noise}: a standard deviation; give 0 or more")
+        check_visuals(self.task, self.visuals)
 
     @property
     def block(self) -> int:

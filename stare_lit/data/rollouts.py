@@ -18,7 +18,7 @@ from stare_lit.data.ahead import Acting, Ahead
 from stare_lit.data.offline import evaluating
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.ray_rounds import RayRounds, RaySettings
-from stare_lit.envs.factory import TOY, make_env
+from stare_lit.envs.factory import TOY, check_visuals, make_env
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.rollout import run_episodes
 from stare_lit.envs.seeds import SEED_RANGES
@@ -96,8 +96,7 @@ class RolloutDataModule(LightningDataModule):
             raise ValueError(f"group_size={group_size}: at least 2, and num_envs={num_envs} must be a multiple of it; or null")
         if ray is not None and group_size is not None:
             raise ValueError(f"group_size={group_size} with ray: its actors know no groups; leave one of the two out")
-        if task == TOY and visuals != "auto":
-            raise ValueError(f"visuals={visuals!r}: {TOY} is drawn without meshes; leave it out, or choose a ManiSkill task")
+        check_visuals(task, visuals)
         for name, value in {"num_envs": num_envs, "decisions_per_env": decisions_per_env, "temperature": temperature}.items():
             if value <= 0:
                 raise ValueError(f"{name}={value}: must be above 0.")

@@ -30,6 +30,12 @@ def default_num_workers(num_envs: int) -> int:
     return next(num for num in range(most, 0, -1) if num_envs % num == 0)
 
 
+def check_visuals(task: str, visuals: str) -> None:
+    """Raises ValueError where meshes are chosen for a task that has none."""
+    if task == TOY and visuals != "auto":
+        raise ValueError(f"visuals={visuals!r}: {TOY} is drawn without meshes; leave it out, or choose a ManiSkill task")
+
+
 def make_env(
     task: str,
     num_envs: int,

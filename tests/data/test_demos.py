@@ -122,6 +122,8 @@ class TestCollect:
             collect_demos("Cube", 1, out=tmp_path)
         with pytest.raises(ValueError, match="action_noise=-1"):
             collect_demos("Toy-v0", 1, out=tmp_path, action_noise=-1)
+        with pytest.raises(ValueError, match="visuals='light': Toy-v0 is drawn without meshes"):
+            collect_demos("Toy-v0", 1, out=tmp_path, visuals="light")
         with pytest.raises(ValueError, match="num_episodes=0"):
             collect_demos("Toy-v0", 0, out=tmp_path)
         collect_demos("Toy-v0", 1, out=tmp_path, image_size=16)
