@@ -22,6 +22,7 @@ NUM_WORSE = 10  # of them, again with noise
 WORSE = 0.2  # share of the longest step, standard deviation
 NUM_RANDOM = {PANDA: 100, WIDOWX: 30}  # episodes; a step of a WidowX is 0.2 s and takes ten times as long to simulate
 PUSHED = ("PushCube-v1", "PullCube-v1")
+DAWDLING = (*PUSHED, "Toy-v0")  # noise makes them stay where the error is small, which lowers its mean: results/stage_costs.json
 ACCIDENTS = {  # success ends every stage, and this is the simulator's
     "PutSpoonOnTableClothInScene-v1": "random actions knock the spoon onto its towel",
     "PushCube-v1": "random actions knock the cube into its goal (9 of 400 episodes)",
@@ -132,8 +133,9 @@ class TestEveryTask:
         assert ((cost >= 0) & (cost <= 1)).all()
         worse = Episodes.of(*run_expert(*acting, list(range(NUM_WORSE)), action_noise=WORSE, hold=hold))
         _, worse_index, worse_error = labelled(task, worse)
-        clean = stage_cost(error, index, spec.num_stages, reduction="sum")[:NUM_WORSE].sum(-1).mean()
-        assert clean < stage_cost(worse_error, worse_index, spec.num_stages, reduction="sum").sum(-1).mean()
+        for reduction in ("sum",) if task in DAWDLING else ("sum", "mean"):
+            clean = stage_cost(error, index, spec.num_stages, reduction=reduction)[:NUM_WORSE].sum(-1).mean()
+            assert clean < stage_cost(worse_error, worse_index, spec.num_stages, reduction=reduction).sum(-1).mean(), reduction
 
     def test_potentials_lie_in_the_unit_interval_and_never_fall_where_a_stage_ends(self, task, demos):
         spec, index, error = labelled(task, demos)
