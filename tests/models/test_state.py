@@ -1,5 +1,8 @@
 """A state that is read by its statistics."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 
@@ -51,6 +54,35 @@ def test_without_a_state_there_is_nothing_to_normalise(make_policy):
     policy = make_policy()
     with pytest.raises(ValueError, match="normalize_state"):
         type(policy.config)(**{**vars(policy.config), "state_dim": 0, "normalize_state": True})
+
+
+def test_every_action_reads_the_state_whatever_attention_finds(make_policy, observe):
+    """A one-layer trunk may attend to its own placeholder alone; what it decides must still depend on the state."""
+    policy = make_policy(observation="state")
+    assert policy.config.state_in_actions
+    with torch.no_grad():
+        for layer in policy.language_model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()  # nothing comes from other positions
+    seen = observe(6)
+    assert (policy.logits(seen).std(0).amax(-1) > 1e-4).all()  # in every dimension
+    before = type(policy)(dataclasses.replace(policy.config, state_in_actions=False))
+    before.load_state_dict(policy.state_dict())
+    assert before.logits(seen).std(0).max() < 1e-6
+
+
+def test_a_policy_saved_before_reads_the_state_as_it_did(make_policy, tmp_path):
+    make_policy(observation="state").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["policy"].pop("state_in_actions") is True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert VLAPolicy.from_pretrained(tmp_path).config.state_in_actions is False
+
+
+def test_what_no_placeholder_can_read_is_refused(make_policy):
+    config = make_policy().config
+    for changes in ({"state_dim": 0}, {"decoding": "autoregressive", "attention": "causal"}):
+        with pytest.raises(ValueError, match="state_in_actions=True"):
+            dataclasses.replace(config, state_in_actions=True, **changes)
 
 
 def test_an_action_prior_makes_an_untrained_policy_rest(make_policy, observe):

@@ -66,10 +66,8 @@ class VLAPolicy(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: str | None = "float32", value_signals: Sequence[str] | None = None) -> "VLAPolicy":
-        """The policy that ``save_pretrained`` wrote into folder ``path``, its weights as ``dtype`` (None: as saved; the value head stays float32).
-
-        With ``value_signals`` its value head reads these privileged signals; one that read others is made anew. ValueError: missing, foreign or damaged.
-        """
+        """The policy that ``save_pretrained`` wrote into folder ``path``, its weights as ``dtype`` (None: as saved; the value head stays float32). With
+        ``value_signals`` its value head reads these privileged signals; one that read others is made anew. ValueError: missing, foreign or damaged."""
         return io.load(cls, Path(path), dtype, value_signals)
 
     def save_pretrained(self, path: str | Path, dtype: str | None = None) -> None:
@@ -105,10 +103,8 @@ class VLAPolicy(nn.Module):
 
     @torch.no_grad()
     def act(self, tensordict: TensorDictBase, *, temperature: float, value: bool = False, generator: torch.Generator | None = None) -> TensorDictBase:
-        """Sample a chunk and write tokens, log-probabilities [*B, H, A], chunk, prompt tokens (and the state value [*B, 1]) into ``tensordict``.
-
-        ``temperature`` 0 takes the likeliest tokens and gives their log-probabilities at temperature 1.
-        """
+        """Sample a chunk and write tokens, log-probabilities [*B, H, A], chunk, prompt tokens (and the state value [*B, 1]) into ``tensordict``;
+        ``temperature`` 0 takes the likeliest tokens and gives their log-probabilities at temperature 1."""
         if temperature < 0:
             raise ValueError(f"temperature={temperature}: must be 0 (greedy) or positive")
         inputs = self._read(tensordict, value=value)
@@ -142,15 +138,13 @@ class VLAPolicy(nn.Module):
     def value_only(self, tensordict: TensorDictBase) -> Tensor:
         """State value float32 [*B, 1], with gradients; no action token is decoded."""
         inputs = self._read(tensordict, value=True)
-        first = None if self.placeholders is None else self._placeholders(len(inputs.prompt))
+        first = None if self.placeholders is None else self._placeholders(inputs)
         hidden = self._hidden(inputs, first)[:, -1 if first is None else -first.shape[1]]
         return self.value_head(hidden, inputs.signals).view(*tensordict.batch_size, 1)
 
     def logits(self, tensordict: TensorDictBase, *, full_vocabulary: bool = False) -> Tensor:
-        """Logits float32 [*B, H, A, num_bins] over window ids, teacher forced with the stored tokens where decoding is autoregressive.
-
-        With ``full_vocabulary``, over all ids [*B, H, A, V]; window id w is id ``window_offset + w``.
-        """
+        """Logits float32 [*B, H, A, num_bins] over window ids, teacher forced with the stored tokens where decoding is autoregressive;
+        with ``full_vocabulary`` over all ids [*B, H, A, V], of which window id w is ``window_offset + w``."""
         tokens = None if self.placeholders is not None else tensordict.get(keys.ACTION_TOKENS).reshape(-1, self.config.num_action_tokens)
         logits, _ = self._teacher_forced(self._read(tensordict, value=False), tokens)
         logits = logits if full_vocabulary else self._window(logits)
@@ -162,11 +156,18 @@ class VLAPolicy(nn.Module):
     def _embed(self, token_ids: Tensor) -> Tensor:
         return self.language_model.get_input_embeddings()(token_ids)
 
-    def _placeholders(self, num: int) -> Tensor:
+    def _state(self, inputs: Inputs) -> Tensor | None:
+        """Embedding [N, 1, D] of the proprioception, None where it is not read."""
+        read = self.state_projector
+        return None if read is None or inputs.state is None else read(inputs.state.to(read.weight.dtype))[:, None]
+
+    def _placeholders(self, inputs: Inputs) -> Tensor:
         """[N, H * active dimensions, D]: constant dimensions need none."""
         assert self.placeholders is not None
         grid = self.placeholders.view(self.config.chunk_size, self.config.action_dim, -1)
-        return grid[:, list(self.actions.active_dims)].flatten(0, 1).expand(num, -1, -1)
+        placeholders = grid[:, list(self.actions.active_dims)].flatten(0, 1).expand(len(inputs.prompt), -1, -1)
+        state = self._state(inputs) if self.config.state_in_actions else None
+        return placeholders if state is None else placeholders + state
 
     def _context(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Embeddings [N, S, D] of everything before the action part, and which of them count [N, S] (None: all)."""
@@ -177,8 +178,8 @@ class VLAPolicy(nn.Module):
         parts = [self._embed(bos)]
         if inputs.images is not None:
             parts.append(self._patches(inputs.images, words, prompt != self.config.pad_id))
-        if self.state_projector is not None and inputs.state is not None:
-            parts.append(self.state_projector(inputs.state.to(self.state_projector.weight.dtype))[:, None])
+        if (state := self._state(inputs)) is not None:
+            parts.append(state)
         parts.append(words)
         embeddings = torch.cat([part.to(parts[1].dtype) for part in parts], dim=1)
         if not padded:
@@ -219,7 +220,7 @@ class VLAPolicy(nn.Module):
         if tokens is not None:
             hidden = self._hidden(inputs, self._embed(tokens[:, :-1] + self.window_offset))[:, -tokens.shape[1] :]
             return self._lm_head(hidden), hidden
-        appended = self._placeholders(len(inputs.prompt))
+        appended = self._placeholders(inputs)
         hidden = self._hidden(inputs, appended)[:, -appended.shape[1] :]
         return self.actions.with_constant(self._lm_head(hidden), self.config.chunk_size, self.window_offset), hidden
 

@@ -42,7 +42,7 @@ def tiny(
         channels: of the tower's stride-2 convolutions: a patch is ``2 ** len(channels)`` pixels wide (three of them do for a 32-pixel image).
         keypoints: spatial-softmax positions that the tower adds as one token (see ``ConvStem``); 0: none.
         film: let the instruction say what the keypoints look for.
-        observation: ``state`` is without a tower, for the privileged low-dimensional variant of an environment.
+        observation: ``state`` is without a tower, for the privileged low-dimensional variant of an environment; every action then reads it directly.
         normalize_state: by mean and standard deviation, which the ``StateStatistics`` callback takes before training.
         decoding: ``parallel`` (bidirectional attention) or ``autoregressive``.
         value_signals: privileged signals that the value head also reads in training.
@@ -66,6 +66,7 @@ def tiny(
             image_size=image_size,
             state_dim=state_dim,
             normalize_state=normalize_state,
+            state_in_actions=observation == "state" and decoding == "parallel",
             action_dim=action_dim,
             chunk_size=chunk_size,
             num_bins=num_bins,
