@@ -76,6 +76,12 @@ class Evaluation:
         return None if self.told_success is None else wilson_rate(int(self.told_success.sum()), len(self.seeds))
 
     @property
+    def further(self) -> dict[str, Rate]:
+        """Those of ``truly_upright`` and ``told_success`` that the task and the instruction have."""
+        rates = {"truly_upright": self.upright, "told_success": self.told}
+        return {name: rate for name, rate in rates.items() if rate is not None}
+
+    @property
     def once(self) -> Rate:
         """Share of episodes with success at some step, with its interval."""
         return wilson_rate(int(self.success_once.sum()), len(self.seeds))
@@ -103,12 +109,11 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """Scalars to log, without a prefix."""
-        measured = {"truly_upright": self.upright, "told_success": self.told}
         return {
             "success": self.success.value,
             "success_once": self.once.value,
             "success_at_end": self.at_end.value,
-            **{name: rate.value for name, rate in measured.items() if rate is not None},
+            **{name: rate.value for name, rate in self.further.items()},
             "return": mean_or_nan(self.episode_return),
             "episode_length": mean_or_nan(self.length),
             "time_to_success": mean_or_nan(self.time_to_success),

@@ -93,8 +93,7 @@ def report(results: Mapping[str, Evaluation], gains: Mapping[str, PairedGain] | 
             name: {
                 "success_once": _rate(result.once),
                 "success_at_end": _rate(result.at_end),
-                **({} if result.upright is None else {"truly_upright": _rate(result.upright)}),
-                **({} if result.told is None else {"told_success": _rate(result.told)}),
+                **{name: _rate(rate) for name, rate in result.further.items()},
                 "stage_funnel": {stage: _rate(rate) for stage, rate in result.funnel.items()},
                 "means": {key: value for key, value in result.metrics().items() if "/" not in key},
                 "episodes": result.to_dict(),

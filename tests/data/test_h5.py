@@ -43,17 +43,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "t.h5"
 
 
-@pytest.fixture(scope="module")
-def _camera(vulkan: None) -> None:
-    from stare_lit.envs.maniskill import ManiSkillEnv
-
-    try:
-        ManiSkillEnv("PushCube-v1", image_size=16).close()
-    except RuntimeError as error:
-        pytest.skip(f"needs a device that SAPIEN can render with: {error}")
-
-
-@pytest.mark.usefixtures("_camera")
+@pytest.mark.usefixtures("vulkan")
 class TestReplay:
     def test_actions_and_states_agree_and_feed_imitation(self, recorded: Path, tmp_path: Path) -> None:
         a = import_h5(recorded, out=tmp_path / "a", image_size=16)
