@@ -129,6 +129,10 @@ class DemoDataModule(LightningDataModule):
             raise ValueError(f"chunk_size={self.chunk_size} is longer than every demonstration in {self.folder} (at most {int(lengths.max())} steps); lower it")
         if keys.ACTION not in stored.layout:
             raise ValueError(f"folder={str(self.folder)!r} holds trajectories without actions (imported for stage labels only); choose another folder")
+        seeds, (low, high) = stored.episodes["seed"][episodes], SEED_RANGES["train"]
+        if (foreign := (seeds < low) | (seeds >= high)).any():  # of recordings that were imported before `stare demos --h5` refused them
+            raise ValueError(f"folder={str(self.folder)!r}: {int(foreign.sum())} of {len(seeds)} demonstrations start from seeds outside the training range "
+                             f"{low}..{high - 1} (such as {int(seeds[foreign][0])}), in scenes that policies may be measured in; choose another folder")  # fmt: skip
         rows = stored.rows(stored.row_index(episodes), [keys.OBSERVATION, keys.INSTRUCTION_ID, keys.ACTION])
         chunk, is_pad = action_chunks(rows.pop(keys.ACTION), lengths, self.chunk_size)
         return rows.set(keys.ACTION_CHUNK, chunk).set(keys.ACTION_IS_PAD, is_pad)

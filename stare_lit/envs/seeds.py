@@ -15,11 +15,11 @@ SEED_RANGES: dict[str, tuple[int, int]] = {
 Split = Literal["train", "validation", "test", "official"]
 
 
-def split_seeds(split: Split, num: int | None = None, *, offset: int = 0, task: str | None = None) -> list[int]:
-    """The ``num`` first episode seeds of ``split``, from ``offset`` on.
+def split_seeds(split: Split, num_episodes: int | None = None, *, offset: int = 0, task: str | None = None) -> list[int]:
+    """The ``num_episodes`` first episode seeds of ``split``, from ``offset`` on.
 
     Args:
-        num: None for every official layout; the other splits are too long to be run whole.
+        num_episodes: None for every official layout; the other splits are too long to be run whole.
         task: whose layouts the official split means; the others do not depend on it.
 
     Raises:
@@ -32,12 +32,12 @@ def split_seeds(split: Split, num: int | None = None, *, offset: int = 0, task: 
         if task not in OFFICIAL_LAYOUTS:
             raise ValueError(f"split='official': {task} has no fixed layouts; choose the split 'test', or one of the tasks {sorted(OFFICIAL_LAYOUTS)}.")
         high = low + OFFICIAL_LAYOUTS[task]
-        num = high - low - offset if num is None else num
-    if num is None:
-        raise ValueError(f"num=None: the {split} split has no natural length; say how many of its seeds.")
-    if num < 1 or offset < 0 or low + offset + num > high:
-        raise ValueError(f"num={num}, offset={offset}: the {split} split has the seeds {low}..{high - 1}.")
-    return list(range(low + offset, low + offset + num))
+        num_episodes = high - low - offset if num_episodes is None else num_episodes
+    if num_episodes is None:
+        raise ValueError(f"num_episodes=None: the {split} split has no natural length; say how many of its seeds.")
+    if num_episodes < 1 or offset < 0 or low + offset + num_episodes > high:
+        raise ValueError(f"num_episodes={num_episodes}, offset={offset}: the {split} split has the seeds {low}..{high - 1}.")
+    return list(range(low + offset, low + offset + num_episodes))
 
 
 def official_layout(task: str, seed: int) -> int | None:

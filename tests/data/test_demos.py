@@ -200,6 +200,12 @@ class TestDataModule:
         with pytest.raises(ValueError, match="first_seed=-1: the training range has the seeds 0..999999"):
             DemoDataModule(**TOY, first_seed=-1)
 
+    def test_scenes_outside_the_training_range_are_refused_whoever_wrote_the_folder(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = DemoDataModule(**TOY, folder=folder, num_episodes=12, chunk_size=2)
+        monkeypatch.setitem(SEED_RANGES, "train", (0, 10))
+        with pytest.raises(ValueError, match=r"2 of 12 demonstrations start from seeds outside the training range 0\.\.9 \(such as 10\)"):
+            data.setup("fit")
+
     def test_demonstrations_of_an_earlier_demonstrator_are_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         settings = {"folder": str(tmp_path / "a"), "num_episodes": 2, "num_workers": 0, **TOY}
         DemoDataModule(**settings).prepare_data()

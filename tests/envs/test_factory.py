@@ -21,7 +21,7 @@ def test_seed_ranges_are_disjoint():
     ranges = sorted(SEED_RANGES.values())
     assert all(first[1] <= second[0] for first, second in zip(ranges, ranges[1:], strict=False))
     assert split_seeds("validation", 2, offset=3) == [1_000_003, 1_000_004]
-    for split, num, message in (("dev", 1, "split='dev'"), ("test", 0, "num=0"), ("train", 1_000_001, "num=1000001")):
+    for split, num, message in (("dev", 1, "split='dev'"), ("test", 0, "num_episodes=0"), ("train", 1_000_001, "num_episodes=1000001")):
         with pytest.raises(ValueError, match=message):
             split_seeds(split, num)
 
