@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stare_lit import keys
 from stare_lit.envs.robots import robot_of
+from stare_lit.evaluation.episode import one_picture
 
 MIN_SIDE = 192  # pixels; smaller camera images are enlarged by a whole factor, so that a player shows them as they are
 
@@ -24,7 +25,7 @@ def real_time_fps(task: str, chunk_size: int) -> int:
 class FrameRecorder:
     """Collects the camera images of the episodes with the given seeds; pass it as ``watch`` to ``evaluate_policy``.
 
-    With several cameras the first one is filmed; without images nothing is recorded.
+    Several cameras are filmed one below the other; without images nothing is recorded.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -34,8 +35,7 @@ class FrameRecorder:
         images = tensordict.get(keys.IMAGE, None)
         if images is None:
             return
-        if isinstance(images, TensorDictBase):
-            images = images[sorted(images.keys())[0]]
+        images = one_picture(images)
         row_of = {int(seed): row for row, seed in reversed(list(enumerate(tensordict[keys.EPISODE_SEED].reshape(-1).tolist())))}
         for seed in self.frames.keys() & row_of.keys():
             self.frames[seed].append(images[row_of[seed]].cpu().clone())

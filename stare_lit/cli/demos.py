@@ -12,6 +12,7 @@ def demos(
     max_episode_steps: int | None = None,
     visuals: Literal["auto", "light", "exact"] = "auto",
     observation: Literal["image", "state"] = "image",
+    cameras: tuple[str, ...] = (),
     first_seed: int = 0,
     keep_failures: bool = False,
     num_workers: int | None = None,
@@ -25,12 +26,13 @@ def demos(
     Args:
         task: one of the tasks that the README lists, such as PushCube-v1 or Toy-v0.
         num_episodes: successful episodes wanted.
-        out: folder to write to; by default data/demos/<task>-<image size>px-noise<noise> (<task>-state-noise<noise>).
+        out: folder to write to; by default data/demos/<task>-<image size>px-noise<noise> (<task>-state-noise<noise>; cameras are named, too).
         image_size: pixels of the square camera image.
         action_noise: standard deviation of noise on the executed translations, as a share of the longest step; labels stay noise-free.
         max_episode_steps: steps within which a demonstration must succeed; by default the task's own limit.
         visuals: renderer meshes; auto takes light ones where the renderer is a CPU.
         observation: state records the privileged low-dimensional observation and renders nothing.
+        cameras: names of the task's cameras, such as [base_camera, hand_camera] of StackCube-v1; by default the robot's own one.
         first_seed: seeds are tried from here on, up to the end of the training range.
         keep_failures: also store failed episodes, in <out>/failures.
         num_workers: processes; by default one for each core, 0 runs in this one.
@@ -42,7 +44,7 @@ def demos(
     from stare_lit.data.demonstrator import DemoSettings
     from stare_lit.envs.seeds import SEED_RANGES
 
-    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation)
+    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, cameras)
     if h5 is None:
         if replay != "actions" or not with_actions:
             raise ValueError(f"replay={replay!r}, with_actions={with_actions}: these settings are for an import; give h5 as well, or leave them out")
@@ -50,12 +52,12 @@ def demos(
 
         collect_demos(
             task, num_episodes, out=out or settings.folder, image_size=image_size, action_noise=action_noise, max_episode_steps=max_episode_steps,
-            visuals=visuals, observation=observation, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures,
+            visuals=visuals, observation=observation, cameras=cameras, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures,
             num_workers=num_workers, min_success=min_success,
         )  # fmt: skip
         return
     collecting = {"action_noise": action_noise, "max_episode_steps": max_episode_steps, "first_seed": first_seed,
-                  "keep_failures": keep_failures, "num_workers": num_workers, "observation": observation == "state"}  # fmt: skip
+                  "keep_failures": keep_failures, "num_workers": num_workers, "observation": observation == "state", "cameras": cameras}  # fmt: skip
     if unused := [name for name, value in collecting.items() if value]:
         raise ValueError(f"h5={h5!r} imports recorded episodes, for which {', '.join(unused)} have no meaning; leave them out")
     from stare_lit.data.h5 import import_h5

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from stare_lit.envs.factory import TOY, check_visuals
+from stare_lit.envs.factory import check_renderer
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.seeds import Split, split_seeds
 from stare_lit.envs.transforms import RewardConfig
@@ -40,14 +40,13 @@ def stages(
         visuals: meshes of the renderer; Toy-v0 has none, so there only auto.
         output: file to write; its ending chooses the format (.png, .pdf, .svg).
     """
-    check_visuals(task, visuals)
+    check_renderer(task, visuals=visuals)
     (seed,) = split_seeds(split, 1, offset=episode, task=task)
     policy = None if checkpoint is None else VLAPolicy.from_pretrained(checkpoint)
     size = (128 if policy is None else policy.config.image_size) if image_size is None else image_size
-    settings = {"image_size": size} | ({} if task == TOY else {"visuals": visuals})
     found = record_episode(
         task, seed, policy=policy, reward=reward, temperature=temperature, action_noise=action_noise,
-        terminate_on_success=not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success, **settings,
+        terminate_on_success=not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success, image_size=size, visuals=visuals,
     )  # fmt: skip
     out = console()
     out.print(terminal(found))

@@ -5,7 +5,7 @@ import math
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -48,6 +48,7 @@ def collect_demos(
     max_episode_steps: int | None = None,
     visuals: Literal["auto", "light", "exact"] = "auto",
     observation: Literal["image", "state"] = "image",
+    cameras: Sequence[str] = (),
     seed_range: tuple[int, int] = SEED_RANGES["train"],
     keep_failures: bool = False,
     num_workers: int | None = None,
@@ -64,13 +65,13 @@ def collect_demos(
         keep_failures: store failed episodes too, in ``out/failures``.
         num_workers: processes; 0 runs here, None takes one for each core (0 for the toy).
         min_success: stop with an error when the 95 % Wilson interval of the success rate lies below this.
-        task, image_size, action_noise, max_episode_steps, visuals, observation: see `DemoSettings`.
+        task, image_size, action_noise, max_episode_steps, visuals, observation, cameras: see `DemoSettings`.
 
     Raises:
         ValueError: bad arguments, or a folder that holds other trajectories.
         RuntimeError: the expert fails too often, the seeds run out, or a worker died or gave no answer for `BLOCK_SECONDS`.
     """
-    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation)
+    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, tuple(cameras))
     if num_episodes < 1:
         raise ValueError(f"num_episodes={num_episodes}: at least 1")
     if not 0 <= seed_range[0] < seed_range[1]:

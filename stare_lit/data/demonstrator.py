@@ -12,7 +12,7 @@ from torchrl.envs.utils import step_mdp
 
 from stare_lit import keys
 from stare_lit.data.trajectories import TrajectoryMetadata
-from stare_lit.envs.factory import TOY, check_visuals
+from stare_lit.envs.factory import TOY, check_renderer
 from stare_lit.envs.robots import robot_of
 from stare_lit.experts.make import REVISIONS, make_demonstrator
 from stare_lit.experts.noise import disturbed
@@ -43,6 +43,7 @@ class DemoSettings:
         max_episode_steps: horizon within which a demonstration must succeed; None is the task's own.
         visuals: meshes of the ManiSkill renderer, see ``ManiSkillEnv``.
         observation: ``state`` records the privileged low-dimensional observation and renders nothing.
+        cameras: names of the task's cameras; none is the robot's own one.
     """
 
     task: str
@@ -51,11 +52,14 @@ class DemoSettings:
     max_episode_steps: int | None = None
     visuals: Literal["auto", "light", "exact"] = "auto"
     observation: Literal["image", "state"] = "image"
+    cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.cameras and self.observation == "state":
+            raise ValueError(f"cameras={list(self.cameras)} with observation='state', which renders nothing; leave one of the two out")
         if self.action_noise < 0:
             raise ValueError(f"action_noise={self.action_noise}: a standard deviation; give 0 or more")
-        check_visuals(self.task, self.visuals)
+        check_renderer(self.task, visuals=self.visuals, cameras=self.cameras)
 
     @property
     def block(self) -> int:
@@ -70,7 +74,7 @@ class DemoSettings:
     @property
     def folder(self) -> Path:
         """Where such demonstrations lie unless told otherwise."""
-        seen = f"{self.image_size}px" if self.observation == "image" else "state"
+        seen = "-".join([f"{self.image_size}px", *self.cameras]) if self.observation == "image" else "state"
         return Path("data/demos") / f"{self.task}-{seen}-noise{self.action_noise:g}"
 
     def instructions(self) -> tuple[str, ...]:
@@ -86,6 +90,8 @@ class DemoSettings:
     def metadata(self, seed_range: tuple[int, int]) -> TrajectoryMetadata:
         """What a folder of demonstrations from the seeds ``[low, high)`` says of itself."""
         config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation")} | {"seed_range": list(seed_range)}
+        if self.cameras:
+            config["cameras"] = list(self.cameras)
         if self.task in REVISIONS:
             config["demonstrator"] = REVISIONS[self.task]
         return TrajectoryMetadata(self.task, ACTION_DIM, 1, robot_of(self.task).control_mode, self.image_size, self.instructions(), config=config)
@@ -96,9 +102,7 @@ class DemoSettings:
         common["terminate_on_success"] = not self.hold
         if self.max_episode_steps is not None:
             common["max_episode_steps"] = self.max_episode_steps
-        if self.task == TOY:
-            return make_demonstrator(TOY, toy_batch=TOY_BATCH, **common)
-        return make_demonstrator(self.task, visuals=self.visuals, **common)
+        return make_demonstrator(self.task, toy_batch=TOY_BATCH, visuals=self.visuals, cameras=self.cameras or None, **common)
 
 
 def run_expert(env: EnvBase, expert: Expert, seeds: list[int], *, action_noise: float = 0.0, hold: int = 0) -> tuple[TensorDict, TensorDict]:

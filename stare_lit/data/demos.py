@@ -1,6 +1,6 @@
 """Demonstrations as batches for imitation; what is missing is made first."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +36,7 @@ class DemoDataModule(LightningDataModule):
         val_episodes: further demonstrations, kept apart for a validation loss.
         batch_size: decisions in a batch, of each process.
         chunk_size: H, actions that the policy predicts at once.
-        image_size, action_noise, max_episode_steps, visuals, observation: how demonstrations are made; a folder made otherwise is refused.
+        image_size, action_noise, max_episode_steps, visuals, observation, cameras: how demonstrations are made; a folder made otherwise is refused.
         max_shift: random shift of the training images by up to so many pixels, 0 for none.
         num_workers: processes that make missing demonstrations; None takes one for each core.
         seed: of the order of the batches and the shifts.
@@ -57,6 +57,7 @@ class DemoDataModule(LightningDataModule):
         max_episode_steps: int | None = None,
         visuals: Literal["auto", "light", "exact"] = "auto",
         observation: Literal["image", "state"] = "image",
+        cameras: tuple[str, ...] = (),
         max_shift: int = 0,
         num_workers: int | None = None,
         seed: int = 0,
@@ -71,7 +72,7 @@ class DemoDataModule(LightningDataModule):
         if not 0 <= first_seed < SEED_RANGES["train"][1]:
             raise ValueError(f"first_seed={first_seed}: the training range has the seeds 0..{SEED_RANGES['train'][1] - 1}")
         self.task, self.seed_range = task, (first_seed, SEED_RANGES["train"][1])
-        self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation)
+        self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, tuple(cameras))
         self.instructions = self.settings.instructions()
         own = self.settings.folder.with_name(self.settings.folder.name + (f"-from{first_seed}" if first_seed else ""))
         self.folder = own if folder is None else Path(folder)
@@ -92,7 +93,7 @@ class DemoDataModule(LightningDataModule):
             stored = self._trajectories()
             if stored.num_episodes >= wanted or "imported_from" in stored.metadata.config:
                 return
-        made = {name: getattr(self.settings, name) for name in ("task", "image_size", "action_noise", "max_episode_steps", "visuals", "observation")}
+        made = {setting.name: getattr(self.settings, setting.name) for setting in fields(self.settings)}
         collect_demos(num_episodes=wanted, out=self.folder, num_workers=self.num_workers, seed_range=self.seed_range, **made)
 
     def setup(self, stage: str | None = None) -> None:
@@ -132,7 +133,7 @@ class DemoDataModule(LightningDataModule):
         seeds, (low, high) = stored.episodes["seed"][episodes], SEED_RANGES["train"]
         if (foreign := (seeds < low) | (seeds >= high)).any():  # of recordings that were imported before `stare demos --h5` refused them
             raise ValueError(f"folder={str(self.folder)!r}: {int(foreign.sum())} of {len(seeds)} demonstrations start from seeds outside the training range "
-                             f"{low}..{high - 1} (such as {int(seeds[foreign][0])}), in scenes that policies may be measured in; choose another folder")  # fmt: skip
+                             f"{low}..{high - 1} (such as {int(seeds[foreign][0])}), where policies may be measured; choose another folder")  # fmt: skip
         rows = stored.rows(stored.row_index(episodes), [keys.OBSERVATION, keys.INSTRUCTION_ID, keys.ACTION])
         chunk, is_pad = action_chunks(rows.pop(keys.ACTION), lengths, self.chunk_size)
         return rows.set(keys.ACTION_CHUNK, chunk).set(keys.ACTION_IS_PAD, is_pad)

@@ -18,7 +18,7 @@ from stare_lit.data.ahead import Acting, Ahead
 from stare_lit.data.offline import evaluating
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.ray_rounds import RayRounds, RaySettings
-from stare_lit.envs.factory import TOY, check_visuals, make_env
+from stare_lit.envs.factory import check_renderer, make_env
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.rollout import run_episodes
 from stare_lit.envs.seeds import SEED_RANGES
@@ -96,7 +96,7 @@ class RolloutDataModule(LightningDataModule):
             raise ValueError(f"group_size={group_size}: at least 2, and num_envs={num_envs} must be a multiple of it; or null")
         if ray is not None and group_size is not None:
             raise ValueError(f"group_size={group_size} with ray: its actors know no groups; leave one of the two out")
-        check_visuals(task, visuals)
+        check_renderer(task, visuals=visuals)
         for name, value in {"num_envs": num_envs, "decisions_per_env": decisions_per_env, "temperature": temperature}.items():
             if value <= 0:
                 raise ValueError(f"{name}={value}: must be above 0.")
@@ -104,7 +104,7 @@ class RolloutDataModule(LightningDataModule):
         self.temperature, self.image_size, self.reward, self.device, self.seed = temperature, image_size, reward, device, seed
         self.ray, self.staleness, self.group_size = ray, staleness, group_size
         ends = not robot_of(task).judged_at_end and reward.mode != "dense" if terminate_on_success is None else terminate_on_success
-        asked = {"image_size": image_size, "max_episode_steps": max_episode_steps, "visuals": None if task == TOY else visuals}
+        asked = {"image_size": image_size, "max_episode_steps": max_episode_steps, "visuals": visuals}
         self._settings = {"terminate_on_success": ends, "rebuild_on_seed": rebuild, **{name: value for name, value in asked.items() if value is not None}}
         self.seconds = {"simulate": 0.0, "policy": 0.0, "wait": 0.0}
         """Of the present round: in the simulator, in the policy, and how long the learner waited for it."""

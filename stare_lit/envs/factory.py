@@ -30,10 +30,19 @@ def default_num_workers(num_envs: int) -> int:
     return next(num for num in range(most, 0, -1) if num_envs % num == 0)
 
 
-def check_visuals(task: str, visuals: str) -> None:
-    """Raises ValueError where meshes are chosen for a task that has none."""
+def check_renderer(task: str, *, visuals: str = "auto", cameras: Sequence[str] | None = None) -> None:
+    """Raises ValueError where meshes or cameras are chosen for a task that has none."""
     if task == TOY and visuals != "auto":
         raise ValueError(f"visuals={visuals!r}: {TOY} is drawn without meshes; leave it out, or choose a ManiSkill task")
+    if task == TOY and cameras:
+        raise ValueError(f"cameras={list(cameras)}: {TOY} is seen from above alone; leave it out, or choose a ManiSkill task")
+
+
+def toy_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``settings``, of any task, that the toy has. Raises ValueError where they ask for others."""
+    renderer = {name: settings[name] for name in ("visuals", "cameras") if name in settings}
+    check_renderer(TOY, **renderer)
+    return {name: value for name, value in settings.items() if name not in renderer}
 
 
 def make_env(
@@ -62,7 +71,7 @@ def make_env(
         step_timeout: seconds after which a worker process that gives no answer is an error.
         rebuild_on_seed: see ``EnvironmentPool``; CUDA and the toy never rebuild.
         settings: ``chunk_size``, ``observation``, ``image_size``, ``terminate_on_success``, ``seed_range``, ``max_episode_steps``, ``perturbation``,
-            ``cameras``, ``visuals`` (the last two ManiSkill only), as ``ManiSkillEnv`` documents them.
+            ``cameras``, ``visuals`` (of the toy the last two only as they are by default), as ``ManiSkillEnv`` documents them.
 
     Raises:
         ValueError: unknown task or a setting that does not fit, before any process starts.
@@ -78,7 +87,7 @@ def make_env(
     if task == TOY:
         from stare_lit.envs.toy import ToyEnv
 
-        base: EnvBase = ToyEnv(num_envs, device=device, **settings)
+        base: EnvBase = ToyEnv(num_envs, device=device, **toy_settings(settings))
     else:
         from stare_lit.envs.simulator import check_settings
 

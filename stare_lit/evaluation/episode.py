@@ -28,7 +28,7 @@ class Episode:
         stage_names: the K stages in order.
         success_once: whether the task was ever solved.
         time: int64 [T + 1].
-        images: uint8 [T + 1, 3, H, W].
+        images: uint8 [T + 1, 3, H, W]; several cameras one below the other.
         stage_index: int64 [T + 1], K once all are done.
         stage_error, potential: float32 [T + 1], in [0, 1].
         reward, sparse_reward: float32 [T], of each decision; their difference is the shaping.
@@ -56,6 +56,11 @@ class Episode:
         first = self.time[starts].tolist()
         end = max(int(self.time[-1]), first[-1] + 1)
         return list(zip(self.stage_index[starts].tolist(), first, [*first[1:], end], strict=True))
+
+
+def one_picture(images: Tensor | TensorDictBase) -> Tensor:
+    """Images [..., 3, H, W], or by name those of several cameras, one below the other [..., 3, cameras * H, W]."""
+    return images if isinstance(images, Tensor) else torch.cat([images[name] for name in sorted(images.keys())], dim=-2)
 
 
 def record_episode(
@@ -127,7 +132,7 @@ def record_episode(
         spec.names,
         bool(over(decisions, keys.SUCCESS).any()),
         torch.cat([torch.zeros(1, dtype=torch.int64), steps.cumsum(0)]),
-        over(states, keys.IMAGE),
+        torch.stack([one_picture(row[keys.IMAGE]).flatten(0, -3) for row in states]),
         *(over(states, key) for key in (keys.STAGE_INDEX, keys.STAGE_ERROR, keys.POTENTIAL)),
         *(over(decisions, key).flatten() for key in (keys.REWARD, "sparse_reward")),
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from torchrl.envs import EnvBase
 
-from stare_lit.envs.factory import TOY
+from stare_lit.envs.factory import TOY, toy_settings
 from stare_lit.envs.robots import OFFICIAL_LAYOUTS
 from stare_lit.types import Expert
 
@@ -26,7 +26,7 @@ def make_demonstrator(task: str, *, toy_batch: int = 1, **settings: Any) -> tupl
         from stare_lit.envs.toy import ToyEnv
         from stare_lit.experts.toy import ToyExpert
 
-        return ToyEnv(toy_batch, **settings), ToyExpert()
+        return ToyEnv(toy_batch, **toy_settings(settings)), ToyExpert()
     from stare_lit.envs.maniskill import ManiSkillEnv
     from stare_lit.experts.maniskill import ManiSkillExpert
 

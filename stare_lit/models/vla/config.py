@@ -54,7 +54,8 @@ class VLAConfig:
         image_kernel: filter of that resize, ``bicubic`` (OpenVLA's processor) or ``lanczos`` (its evaluation scripts).
         image_crop: share of the resized image that a centre crop keeps, then enlarged again; 1: none. OpenVLA's evaluation of policies that were
             fine-tuned with random crops: 0.9.
-        cameras: names below ``("observation", "image")``; empty where the image itself lies there. Patches of several cameras follow one another.
+        cameras: the environment's cameras by name, empty for its robot's own one. Several lie below ``("observation", "image")`` by name, and their patches
+            follow one another; one lies there itself.
         projector: ``linear``, or ``openvla``, its MLP (three layers for several towers, two for one); ``none`` with a ``backbone``.
         state_dim: size of the proprioception vector; 0: the policy does not read it.
         normalize_state: read it by mean and standard deviation, which are set before training (``StateStatistics``) and saved with the weights.

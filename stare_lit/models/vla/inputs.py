@@ -38,7 +38,7 @@ def read_inputs(tensordict: TensorDictBase, config: VLAConfig, prompts: PromptTo
     """Collect and flatten; privileged signals only where a ``value`` is asked for. Raises ValueError naming what is missing or does not fit the policy."""
     batch = tensordict.batch_size
     num = batch.numel()
-    places = [(*keys.IMAGE, camera) for camera in config.cameras] or [keys.IMAGE]
+    places = [(*keys.IMAGE, camera) for camera in config.cameras] if len(config.cameras) > 1 else [keys.IMAGE]
     images = state = None
     if config.towers:
         images = torch.stack([(image := _get(tensordict, place)).reshape(num, *image.shape[len(batch) :]) for place in places], dim=1)

@@ -82,7 +82,8 @@ class VLAPolicy(nn.Module):
     @property
     def environment(self) -> dict[str, Any]:
         """Settings of an environment whose observations the policy reads and whose steps it decides (``make_env``); without towers the `state` variant."""
-        return {"chunk_size": self.chunk_size, "image_size": self.config.image_size, "observation": "image" if self.config.towers else "state"}
+        seen = {"observation": "image" if self.config.towers else "state"} | ({"cameras": list(self.config.cameras)} if self.config.cameras else {})
+        return {"chunk_size": self.chunk_size, "image_size": self.config.image_size} | seen
 
     @property
     def window_offset(self) -> int:
@@ -198,8 +199,7 @@ class VLAPolicy(nn.Module):
 
     def _forward(self, embeddings: Tensor, valid: Tensor | None, cache: DynamicCache | None = None) -> Tensor:
         """Final hidden states [N, Q, D] of ``embeddings``; ``valid`` [N, S] covers the cached positions too."""
-        num_queries = embeddings.shape[1]
-        masking = {}
+        num_queries, masking = embeddings.shape[1], {}
         if valid is not None:
             mask = attention_mask(valid, num_queries, causal=self.causal)
             if self.config.attention_kernel == "eager":  # adds the mask to the scores

@@ -23,6 +23,7 @@ def tiny(
     channels: tuple[int, ...] = STEM_CHANNELS,
     keypoints: int = 0,
     film: bool = False,
+    cameras: tuple[str, ...] = (),
     observation: Literal["image", "state"] = "image",
     normalize_state: bool = False,
     action_dim: int = 7,
@@ -41,6 +42,7 @@ def tiny(
         hidden_size, num_layers: of the language model; heads are 32 wide.
         channels: of the tower's stride-2 convolutions: a patch is ``2 ** len(channels)`` pixels wide (three of them do for a 32-pixel image).
         keypoints: spatial-softmax positions that the tower adds as one token (see ``ConvStem``); 0: none.
+        cameras: of the environment, by name, all seen through the same tower; none is its robot's own one.
         film: let the instruction say what the keypoints look for.
         observation: ``state`` is without a tower, for the privileged low-dimensional variant of an environment; every action then reads it directly.
         normalize_state: by mean and standard deviation, which the ``StateStatistics`` callback takes before training.
@@ -64,6 +66,7 @@ def tiny(
             },
             towers=(tower,) if observation == "image" else (),
             image_size=image_size,
+            cameras=tuple(cameras),
             state_dim=state_dim,
             normalize_state=normalize_state,
             state_in_actions=observation == "state" and decoding == "parallel",
