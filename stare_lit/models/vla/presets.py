@@ -22,6 +22,7 @@ def tiny(
     num_layers: int = 3,
     channels: tuple[int, ...] = STEM_CHANNELS,
     keypoints: int = 0,
+    keypoint_hidden: int = 0,
     film: bool = False,
     cameras: tuple[str, ...] = (),
     observation: Literal["image", "state"] = "image",
@@ -42,6 +43,7 @@ def tiny(
         hidden_size, num_layers: of the language model; heads are 32 wide.
         channels: of the tower's stride-2 convolutions: a patch is ``2 ** len(channels)`` pixels wide (three of them do for a 32-pixel image).
         keypoints: spatial-softmax positions that the tower adds as one token (see ``ConvStem``); 0: none.
+        keypoint_hidden: width of a hidden layer before that token; 0: none.
         cameras: of the environment, by name, all seen through the same tower; none is its robot's own one.
         film: let the instruction say what the keypoints look for.
         observation: ``state`` is without a tower, for the privileged low-dimensional variant of an environment; every action then reads it directly.
@@ -50,7 +52,8 @@ def tiny(
         value_signals: privileged signals that the value head also reads in training.
         detach_value: keep the value loss from the shared trunk.
     """
-    tower = TowerConfig("conv_stem", {"channels": list(channels), "width": hidden_size, "keypoints": keypoints, "film": hidden_size * film})
+    seen = {"channels": list(channels), "width": hidden_size, "keypoints": keypoints, "keypoint_hidden": keypoint_hidden, "film": hidden_size * film}
+    tower = TowerConfig("conv_stem", seen)
     return VLAPolicy(
         VLAConfig(
             llm={

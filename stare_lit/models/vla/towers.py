@@ -25,9 +25,12 @@ class ConvStem(nn.Module):
             further token, so that small things are found within tens of updates. 0: none.
         film: size of the instruction vector that scales and shifts what the maps look at (FiLM, arXiv 1709.07871), so that a map can look for the
             thing that is named. 0: the tower does not know the instruction.
+        keypoint_hidden: width of a hidden layer between the positions and their token, for a camera sees the world in perspective. 0: none.
     """
 
-    def __init__(self, image_size: int, channels: tuple[int, ...] = STEM_CHANNELS, width: int = 160, keypoints: int = 0, film: int = 0) -> None:
+    def __init__(
+        self, image_size: int, channels: tuple[int, ...] = STEM_CHANNELS, width: int = 160, keypoints: int = 0, film: int = 0, keypoint_hidden: int = 0
+    ) -> None:
         super().__init__()
         stride = 2 ** len(channels)
         if film and not keypoints:
@@ -44,7 +47,7 @@ class ConvStem(nn.Module):
         self.fine_position = nn.Parameter(torch.randn(1, channels[1], image_size // 4, image_size // 4) * 0.1)
         self.output = nn.Linear(channels[-1], width)
         self.position = nn.Parameter(torch.randn(1, self.num_patches, width) * 0.1)
-        self.keypoints = Keypoints(channels[0], image_size // 2, keypoints, width, film) if keypoints else None
+        self.keypoints = Keypoints(channels[0], image_size // 2, keypoints, width, film, keypoint_hidden) if keypoints else None
 
     def forward(self, pixels: Tensor, instruction: Tensor | None = None) -> Tensor:
         """Normalised images float [N, 3, S, S] and, with ``film``, instruction vectors [N, film] -> features [N, P, width]."""
@@ -58,11 +61,11 @@ class ConvStem(nn.Module):
 class Keypoints(nn.Module):
     """One token of the expected positions of ``num`` things in feature maps [N, channels, size, size] (spatial softmax); see ``ConvStem``."""
 
-    def __init__(self, channels: int, size: int, num: int, width: int, film: int) -> None:
+    def __init__(self, channels: int, size: int, num: int, width: int, film: int, hidden: int = 0) -> None:
         super().__init__()
         self.film = nn.Sequential(nn.RMSNorm(film), nn.Linear(film, 2 * channels)) if film else None
         self.maps = nn.Conv2d(channels, num, 1)
-        self.output = nn.Linear(2 * num, width)
+        self.output = nn.Sequential(nn.Linear(2 * num, hidden), nn.SiLU(), nn.Linear(hidden, width)) if hidden else nn.Linear(2 * num, width)
         line = torch.linspace(-1.0, 1.0, size)
         self.register_buffer("grid", torch.cartesian_prod(line, line), persistent=False)
 
