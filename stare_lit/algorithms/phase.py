@@ -44,6 +44,9 @@ class PhaseModule(LightningModule):
         if self.device_mesh is not None:  # ModelParallelStrategy
             self._skeleton = (shard(self.policy, self.device_mesh["data_parallel"]),)
 
+    def check_data(self, data: Any) -> None:
+        """Raises ValueError where the data module does not fit; asked before any data are made."""
+
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor | None:
         return self._step(batch, "train")
 

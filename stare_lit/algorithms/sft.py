@@ -1,7 +1,7 @@
 """The imitation phase: supervised fine-tuning on demonstrations."""
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -57,17 +57,18 @@ class SFTModule(PhaseModule):
         self.learning_rate, self.weight_decay, self.warmup_steps, self.schedule = learning_rate, weight_decay, warmup_steps, schedule
         self.classes, self.action_statistics, self.micro_batch_size = classes, action_statistics, micro_batch_size
 
-    def setup(self, stage: str) -> None:
-        """Checks that data and policy fit, and takes the action statistics of the data.
+    def check_data(self, data: Any) -> None:
+        """Raises ValueError where demonstrations and policy differ in the chunk or in what is seen."""
+        for name, value in data.environment.items():
+            if value != (own := self.policy.environment.get(name, [])):
+                raise ValueError(f"data.{name}={value!r} but the policy has {own!r}; set both alike")
 
-        Raises:
-            ValueError: another chunk size.
-        """
+    def setup(self, stage: str) -> None:
+        """Checks that data and policy fit, and takes the action statistics of the data."""
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
-        if data.chunk_size != self.policy.chunk_size:
-            raise ValueError(f"data.chunk_size={data.chunk_size} but the policy decides chunks of {self.policy.chunk_size}; set both alike.")
+        self.check_data(data)
         if self.action_statistics == "dataset" and stage == "fit":
             self.policy.set_action_statistics(data.action_statistics)
 

@@ -23,6 +23,7 @@ def stages(
     reward: RewardConfig = RewardConfig(),  # noqa: B008 (frozen)
     image_size: int | None = None,
     visuals: Literal["auto", "light", "exact"] = "auto",
+    cameras: tuple[str, ...] = (),
     output: str = "stages.png",
 ) -> None:
     """One episode as a picture: camera strip, stage bands, error, potential and shaped reward; and in short on the terminal.
@@ -38,15 +39,21 @@ def stages(
         reward: what the episode is paid; mode stage or potential shows the shaping.
         image_size: pixels of the camera; null: the policy's own, or 128 for the expert.
         visuals: meshes of the renderer; Toy-v0 has none, so there only auto.
+        cameras: for the expert: names of the task's cameras, drawn one below the other, such as [base_camera, hand_camera] of StackCube-v1; by default the
+            robot's own one. A policy brings its own.
         output: file to write; its ending chooses the format (.png, .pdf, .svg).
     """
-    check_renderer(task, visuals=visuals)
+    check_renderer(task, visuals=visuals, cameras=cameras)
     (seed,) = split_seeds(split, 1, offset=episode, task=task)
+    if checkpoint is not None and cameras:
+        raise ValueError(f"cameras={list(cameras)}: the policy of checkpoint={checkpoint!r} sees through its own; leave one of the two out")
     policy = None if checkpoint is None else VLAPolicy.from_pretrained(checkpoint)
+    seen = {"cameras": cameras or None} if policy is None else {}
     size = (128 if policy is None else policy.config.image_size) if image_size is None else image_size
+    ends = not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success
     found = record_episode(
-        task, seed, policy=policy, reward=reward, temperature=temperature, action_noise=action_noise,
-        terminate_on_success=not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success, image_size=size, visuals=visuals,
+        task, seed, policy=policy, reward=reward, temperature=temperature, action_noise=action_noise, terminate_on_success=ends,
+        image_size=size, visuals=visuals, **seen,
     )  # fmt: skip
     out = console()
     out.print(terminal(found))

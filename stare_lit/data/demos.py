@@ -2,7 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning import LightningDataModule
 from tensordict import NonTensorData, NonTensorStack, TensorDict
@@ -137,6 +137,11 @@ class DemoDataModule(LightningDataModule):
         rows = stored.rows(stored.row_index(episodes), [keys.OBSERVATION, keys.INSTRUCTION_ID, keys.ACTION])
         chunk, is_pad = action_chunks(rows.pop(keys.ACTION), lengths, self.chunk_size)
         return rows.set(keys.ACTION_CHUNK, chunk).set(keys.ACTION_IS_PAD, is_pad)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What a policy has to agree with (``Policy.environment``)."""
+        return {"chunk_size": self.chunk_size, "observation": self.settings.observation, "cameras": list(self.settings.cameras)}
 
     @property
     def action_statistics(self) -> ActionStatistics:

@@ -1,5 +1,7 @@
 """The imitation phase on a handful of toy decisions: it learns them, and refuses what does not fit."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning import LightningDataModule, Trainer
@@ -23,14 +25,12 @@ def policy(**settings):
 class EightRows(LightningDataModule):
     """The same eight decisions of a demonstration again and again."""
 
-    chunk_size = CHUNK
-
     def __init__(self, folder):
         super().__init__()
         demos = DemoDataModule("Toy-v0", folder=str(folder), num_episodes=2, batch_size=8, chunk_size=CHUNK, image_size=32)
         demos.prepare_data()
         demos.setup()
-        self.action_statistics = demos.action_statistics
+        self.action_statistics, self.environment = demos.action_statistics, demos.environment
         self.batch = demos.on_before_batch_transfer(next(iter(demos.train_dataloader())), 0)
 
     def train_dataloader(self):
@@ -85,9 +85,27 @@ def test_adapter_is_trained_alone_and_merged_for_saving(rows, tmp_path):
     assert set(module.merged_policy().state_dict()) == names
 
 
-def test_another_chunk_size_is_refused(rows, tmp_path):
-    with pytest.raises(ValueError, match="data.chunk_size=2 but the policy decides chunks of 3"):
-        trainer(tmp_path).fit(SFTModule(policy(chunk_size=3)), rows)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chunk_size": 3}, "data.chunk_size=2 but the policy has 3"),
+        ({"observation": "state"}, "data.observation='image' but the policy has 'state'"),
+        ({"cameras": ("base_camera", "hand_camera")}, r"data.cameras=\[\] but the policy has \['base_camera', 'hand_camera'\]"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused(rows, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).fit(SFTModule(policy(**settings)), rows)
+
+
+def test_the_command_line_refuses_before_it_makes_demonstrations(tmp_path, monkeypatch):
+    from stare_lit.cli.lightning import run
+
+    monkeypatch.chdir(tmp_path)
+    config = Path(__file__).parents[2] / "configs" / "toy" / "sft.yaml"
+    with pytest.raises(ValueError, match="data.chunk_size=7 but the policy has"):
+        run(["fit", "--config", str(config), "--data.chunk_size=7"])
+    assert not (tmp_path / "data").exists()
 
 
 def test_bad_learning_rate_is_refused():

@@ -99,6 +99,9 @@ def test_the_command_writes_a_picture(tmp_path, capsys):
         ({"image_size": 0}, "image_size=0: must be at least 1"),
         ({"task": "PushCube-v1", "image_size": 0}, "image_size=0: at least 8 pixels"),
         ({"visuals": "light"}, "visuals='light': Toy-v0 is drawn without meshes"),
+        ({"cameras": ("hand_camera",)}, "Toy-v0 is seen from above alone"),
+        ({"cameras": ("hand_camera",), "checkpoint": "runs/x"}, "Toy-v0 is seen from above alone"),
+        ({"cameras": ("hand_camera",), "checkpoint": "runs/x", "task": "StackCube-v1"}, "cameras=.*checkpoint='runs/x' sees through its own"),
         ({"temperature": 5.0}, "temperature=5.0: is for a policy"),
     ],
 )
