@@ -258,3 +258,14 @@ def test_keypoints_find_a_dot(make_policy):
     picture[0, 0, 2, 6] = 5.0
     row, column = -1 + 2 * 2 / 8, -1 + 6 * 2 / 8
     torch.testing.assert_close(finder(picture, None), torch.tensor([[[row, column]]]), atol=1e-3, rtol=0.0)
+
+
+def test_keypoint_hidden_is_a_layer_between_positions_and_token(tmp_path):
+    from stare_lit.models.vla import VLAPolicy
+
+    policy = tiny(0, image_size=32, hidden_size=32, num_layers=1, channels=(8, 8, 8), keypoints=3, keypoint_hidden=5)
+    (tower,) = policy.vision.towers
+    assert [tuple(layer.weight.shape) for layer in tower.keypoints.output if hasattr(layer, "weight")] == [(5, 6), (32, 5)]
+    policy.save_pretrained(tmp_path)
+    again = VLAPolicy.from_pretrained(tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in policy.state_dict().items())
