@@ -35,7 +35,7 @@ class Policy(Protocol):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Settings of ``make_env`` for an environment that it reads and steps: chunk and image size, which observation."""
+        """Settings of ``make_env`` for an environment that it reads and steps: chunk and image size, which observation, which cameras."""
 
     def act(self, tensordict: Any, *, temperature: float, value: bool = False) -> Any:
         """Write action tokens, their log-probabilities and the chunk (and the state value); temperature 0 is greedy."""

@@ -5,6 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
+
+from stare_lit.cli.ipi import _filled
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -22,6 +25,12 @@ def command(path: Path) -> list[str]:
 class TestConfig:
     def test_parses(self, path, assert_parses):
         assert_parses(command(path))
+
+    def test_its_phases_parse(self, path, assert_parses):
+        content = yaml.safe_load(path.read_text())
+        for phase in content.get("phases", []):
+            values = {"start": "runs/start", "root": "runs/root", "task": content["task"]}
+            assert_parses(["fit", "--config", phase["config"], *_filled(phase.get("arguments", []), values, phase["name"])])
 
     def test_is_short_and_says_how_to_run_it(self, path):
         lines = path.read_text().splitlines()

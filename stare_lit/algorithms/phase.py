@@ -45,7 +45,7 @@ class PhaseModule(LightningModule):
             self._skeleton = (shard(self.policy, self.device_mesh["data_parallel"]),)
 
     def check_data(self, data: Any) -> None:
-        """Raises ValueError where the data module does not fit; asked before any data are made."""
+        """Raises ValueError where the data module does not fit; the command line asks before any data are made."""
 
     def training_step(self, batch: TensorDictBase, batch_idx: int) -> Tensor | None:
         return self._step(batch, "train")

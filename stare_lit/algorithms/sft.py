@@ -59,7 +59,7 @@ class SFTModule(PhaseModule):
 
     def check_data(self, data: Any) -> None:
         """Raises ValueError where demonstrations and policy differ in the chunk or in what is seen."""
-        for name, value in data.environment.items():
+        for name, value in getattr(data, "environment", {}).items():  # a data module of one's own need not have it
             if value != (own := self.policy.environment.get(name, [])):
                 raise ValueError(f"data.{name}={value!r} but the policy has {own!r}; set both alike")
 

@@ -66,6 +66,8 @@ class RolloutEvaluation(Callback):
         for name, value in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: at least 1, or null to switch it off")
+        if test_episodes < 1:
+            raise ValueError(f"test_episodes={test_episodes}: at least 1")
         if stop_at is not None and not 0 < stop_at <= 1:
             raise ValueError(f"stop_at={stop_at}: a share in (0, 1], or null")
         if split not in ("validation", "train"):

@@ -44,6 +44,8 @@ def stages(
         output: file to write; its ending chooses the format (.png, .pdf, .svg).
     """
     check_renderer(task, visuals=visuals, cameras=cameras)
+    if episode < 0:
+        raise ValueError(f"episode={episode}: is counted from 0")
     (seed,) = split_seeds(split, 1, offset=episode, task=task)
     if checkpoint is not None and cameras:
         raise ValueError(f"cameras={list(cameras)}: the policy of checkpoint={checkpoint!r} sees through its own; leave one of the two out")

@@ -55,8 +55,8 @@ class DemoSettings:
     cameras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.cameras and self.observation == "state":
-            raise ValueError(f"cameras={list(self.cameras)} with observation='state', which renders nothing; leave one of the two out")
+        if self.cameras and (self.observation == "state" or len(set(self.cameras)) < len(self.cameras)):
+            raise ValueError(f"cameras={list(self.cameras)} with observation={self.observation!r}: name each once, for observation='image'")
         if self.action_noise < 0:
             raise ValueError(f"action_noise={self.action_noise}: a standard deviation; give 0 or more")
         check_renderer(self.task, visuals=self.visuals, cameras=self.cameras)
@@ -89,9 +89,8 @@ class DemoSettings:
 
     def metadata(self, seed_range: tuple[int, int]) -> TrajectoryMetadata:
         """What a folder of demonstrations from the seeds ``[low, high)`` says of itself."""
-        config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation")} | {"seed_range": list(seed_range)}
-        if self.cameras:
-            config["cameras"] = list(self.cameras)
+        config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation")}
+        config |= {"cameras": list(self.cameras), "seed_range": list(seed_range)}
         if self.task in REVISIONS:
             config["demonstrator"] = REVISIONS[self.task]
         return TrajectoryMetadata(self.task, ACTION_DIM, 1, robot_of(self.task).control_mode, self.image_size, self.instructions(), config=config)

@@ -26,11 +26,11 @@ class DemoDataModule(LightningDataModule):
     """Batches [B] of single decisions: observation, instruction and the chunk of the expert's next actions.
 
     A batch holds ``observation``, ``instruction_id``, ``language_instruction`` (text), ``vla_action/chunk`` [B, H, A] and ``action_is_pad``
-    [B, H]. All rows are kept in memory (uint8 images: 12 kB a row at 64 px).
+    [B, H]. All rows are kept in memory (uint8 images: 12 kB a row and camera at 64 px).
 
     Args:
         task: "Toy-v0" or a ManiSkill3 task.
-        folder: of the trajectories; None is ``data/demos/`` and a name from task, image size and noise.
+        folder: of the trajectories; None is ``data/demos/`` and a name from task, image size, cameras and noise.
         num_episodes: demonstrations used, the first successes in the order of their seeds.
         first_seed: of the training range, where these begin; other ones are other demonstrations.
         val_episodes: further demonstrations, kept apart for a validation loss.
@@ -101,7 +101,7 @@ class DemoDataModule(LightningDataModule):
 
         Raises:
             FileNotFoundError: there are none.
-            ValueError: they are others than asked for, damaged, too few, or shorter than a chunk.
+            ValueError: they are others than asked for, damaged, too few, shorter than a chunk, or start from seeds outside the training range.
         """
         if self._rows is not None or not fitting(self):
             return
@@ -118,11 +118,10 @@ class DemoDataModule(LightningDataModule):
         self._rows = rows
 
     def _trajectories(self, *, verify: bool = False) -> Trajectories:
-        """The folder's trajectories; refuses others than the settings ask for. Imported ones were not made by our settings, so need not match all."""
+        """The folder's trajectories; refuses others than the settings ask for. Imported ones were not made by our settings, but show what a policy sees."""
         asked = self.settings.metadata(self.seed_range)
-        imported = "imported_from" in read_metadata(self.folder, {})[0].config
-        expected = asked.flat() if not imported else {name: value for name, value in asked.flat().items() if name not in asked.config}
-        return Trajectories(self.folder, verify=verify, **expected)
+        free = set(asked.config) - {"cameras"} if "imported_from" in read_metadata(self.folder, {})[0].config else set()
+        return Trajectories(self.folder, verify=verify, **{name: value for name, value in asked.flat().items() if name not in free})
 
     def _with_chunks(self, stored: Trajectories, episodes: Tensor) -> TensorDict:
         lengths = stored.episodes["length"][episodes]
@@ -140,7 +139,7 @@ class DemoDataModule(LightningDataModule):
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What a policy has to agree with (``Policy.environment``)."""
+        """What a policy has to agree with (``Policy.environment``); images of another size it resizes."""
         return {"chunk_size": self.chunk_size, "observation": self.settings.observation, "cameras": list(self.settings.cameras)}
 
     @property

@@ -48,8 +48,11 @@ class MultiTaskDemoDataModule(DemoDataModule):
         """Makes the demonstrations that the folders lack (one process of each node).
 
         Raises:
-            ValueError: the tasks' states have different sizes; asked of the simulators first, for demonstrations take long.
+            ValueError: the tasks' states have different sizes, or one lacks a camera; asked of the simulators first, for demonstrations take long.
         """
+        if fitting(self) and self.settings.cameras:
+            for part in self.parts:
+                _simulated_size(part)
         if fitting(self) and self.settings.observation == "state":
             _check_sizes({part.task: _stored_size(part) or _simulated_size(part) for part in self.parts})
         for part in self.parts:

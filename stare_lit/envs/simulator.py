@@ -38,6 +38,8 @@ def _check(config: SimulatorConfig) -> None:
         raise ValueError(f"picture={config.picture!r}: choose 'squeezed' or 'official'.")
     if config.picture == "official" and (config.task not in OFFICIAL_LAYOUTS or config.observation != "image"):
         raise ValueError(f"picture='official': {config.task} with observation={config.observation!r} has none; it is for images of {sorted(OFFICIAL_LAYOUTS)}.")
+    if config.cameras is not None and (config.observation == "state" or len(set(config.cameras)) < len(config.cameras)):
+        raise ValueError(f"cameras={list(config.cameras)} with observation={config.observation!r}: name each once, for observation='image'")
     if config.image_size < 8:
         raise ValueError(f"image_size={config.image_size}: at least 8 pixels are needed.")
     if config.num_envs < 1:

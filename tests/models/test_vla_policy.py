@@ -266,6 +266,8 @@ def test_keypoint_hidden_is_a_layer_between_positions_and_token(tmp_path):
     policy = tiny(0, image_size=32, hidden_size=32, num_layers=1, channels=(8, 8, 8), keypoints=3, keypoint_hidden=5)
     (tower,) = policy.vision.towers
     assert [tuple(layer.weight.shape) for layer in tower.keypoints.output if hasattr(layer, "weight")] == [(5, 6), (32, 5)]
+    with pytest.raises(ValueError, match="keypoint_hidden=5 without keypoints"):
+        tiny(0, image_size=32, hidden_size=32, num_layers=1, channels=(8, 8, 8), keypoint_hidden=5)
     policy.save_pretrained(tmp_path)
     again = VLAPolicy.from_pretrained(tmp_path)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in policy.state_dict().items())

@@ -117,6 +117,8 @@ class VLAConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if self.cameras and (not self.towers or len(set(self.cameras)) < len(self.cameras)):
+            raise ValueError(f"cameras={list(self.cameras)} with {len(self.towers)} towers: name each once, for a policy that sees images")
         if self.normalize_state and not self.state_dim:
             raise ValueError("normalize_state=True and state_dim=0: there is no state to normalise; set state_dim, or leave it out")
         if self.attention == "bidirectional" and self.decoding == "autoregressive":

@@ -35,6 +35,8 @@ class ConvStem(nn.Module):
         stride = 2 ** len(channels)
         if film and not keypoints:
             raise ValueError(f"film={film} without keypoints: it acts on the keypoint maps alone; set keypoints above 0, or film to 0")
+        if keypoint_hidden and not keypoints:
+            raise ValueError(f"keypoint_hidden={keypoint_hidden} without keypoints: it follows them; set keypoints above 0, or keypoint_hidden to 0")
         if len(channels) < 2 or image_size % stride:
             raise ValueError(f"channels={tuple(channels)}: needs at least 2 entries, and image_size={image_size} must be a multiple of {stride}")
         self.width = width
