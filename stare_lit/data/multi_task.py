@@ -50,10 +50,7 @@ class MultiTaskDemoDataModule(DemoDataModule):
         Raises:
             ValueError: the tasks' states have different sizes, or one lacks a camera; asked of the simulators first, for demonstrations take long.
         """
-        if fitting(self) and self.settings.cameras:
-            for part in self.parts:
-                _simulated_size(part)
-        if fitting(self) and self.settings.observation == "state":
+        if fitting(self) and (self.settings.observation == "state" or self.settings.cameras):
             _check_sizes({part.task: _stored_size(part) or _simulated_size(part) for part in self.parts})
         for part in self.parts:
             part.trainer = self.trainer
