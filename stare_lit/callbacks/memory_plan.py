@@ -17,7 +17,7 @@ class MemoryPlan(Callback):
 
     Args:
         batch_size: decisions in one forward and backward pass on one device; null: the module's ``micro_batch_size``, else its
-            ``minibatch_size`` where it has them, else the data's ``batch_size``.
+            ``minibatch_size`` where it has them, else the data's ``batch_size`` or, where that counts pairs, its ``decisions_per_batch``.
         rollout_batch: decisions that the policy takes at once in rollouts; null: the data's ``num_envs``, else none.
         capacity: memory of the device in GiB; null: the device is asked.
     """
@@ -52,7 +52,7 @@ class MemoryPlan(Callback):
         policy: Any = pl_module.policy
         data = getattr(trainer, "datamodule", None)
         named = [getattr(pl_module, name) for name in ("micro_batch_size", "minibatch_size") if hasattr(pl_module, name)]
-        of_data = getattr(data, "batch_size", None) if getattr(pl_module, "batches_of_decisions", not named) else None
+        of_data = getattr(data, "batch_size" if getattr(pl_module, "batches_of_decisions", not named) else "decisions_per_batch", None)
         found = next((size for size in named if size is not None), of_data)
         batch_size = self.batch_size if self.batch_size is not None else found
         if batch_size is None:

@@ -129,6 +129,11 @@ class PreferenceDataModule(LightningDataModule):
         """Names of the K stages of a pair, for logs."""
         return self.spec.names if self.rule.kind == "stage" else ("task",)
 
+    @property
+    def decisions_per_batch(self) -> int | None:
+        """The most decisions that one batch can hold; None before `setup`."""
+        return None if self.train_batches is None else 2 * self.batch_size * self.train_batches.stage_index.shape[1]
+
     def prepare_data(self) -> None:
         """Samples the rollouts that are missing.
 

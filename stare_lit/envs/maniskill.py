@@ -118,10 +118,13 @@ class ManiSkillEnv(EnvBase):
         return value if self.batch_size else value[0]
 
     def _state(self, info: dict[str, Tensor]) -> Tensor:
-        """float32 [N, S]: joint positions and tool pose; in the `state` variant ManiSkill's own state observation."""
+        """float32 [N, S]: joint positions and tool pose, and the pose that the arm was told to reach where its actions start from there and not from the
+        tool, which lags behind it by centimetres (WidowX); in the `state` variant ManiSkill's own state observation."""
         if self.observation == "state":
             return self._sim.get_obs(info)
-        return torch.cat([self._sim.agent.robot.get_qpos(), self._sim.agent.robot.links_map[self.robot.tool].pose.raw_pose], dim=-1)
+        agent = self._sim.agent
+        told = [part["target_pose"] for part in agent.controller.get_state().values() if "target_pose" in part]
+        return torch.cat([agent.robot.get_qpos(), agent.robot.links_map[self.robot.tool].pose.raw_pose, *told], dim=-1)
 
     def _observe(self, info: dict[str, Tensor]) -> dict[Any, Any]:
         success = info["success"]

@@ -8,8 +8,9 @@ from stare_lit.envs.factory import TOY, toy_settings
 from stare_lit.envs.robots import OFFICIAL_LAYOUTS
 from stare_lit.types import Expert
 
-REVISIONS = {"StackCube-v1": 2, **dict.fromkeys(OFFICIAL_LAYOUTS, 2)}
-"""Demonstrators that act otherwise than their first form: demonstrations carry the number, so that earlier ones are not taken for the present one's."""
+REVISIONS = {"StackCube-v1": 2, **dict.fromkeys(OFFICIAL_LAYOUTS, 3)}
+"""Demonstrators that act, or whose robots sense, otherwise than in their first form: demonstrations carry the number, so that earlier ones are not taken
+for the present one's."""
 
 
 def make_demonstrator(task: str, *, toy_batch: int = 1, **settings: Any) -> tuple[EnvBase, Expert]:

@@ -68,6 +68,7 @@ def test_first_loss_is_log_2_without_cost(folder, tmp_path):
     batch = next(iter(datamodule.train_dataloader()))
     ratio = module._log_prob(batch["decisions"]) - batch["decisions", "reference_log_prob"]
     torch.testing.assert_close(ratio, torch.zeros_like(ratio), atol=2e-5, rtol=0)
+    assert all(len(each["decision"]) <= datamodule.decisions_per_batch for each in datamodule.train_dataloader())  # what the memory plan is told
     assert module.loss(batch).mean.item() == pytest.approx(math.log(2), abs=1e-5)
 
 

@@ -43,6 +43,8 @@ def test_an_unknown_batch_is_asked_for():
         MemoryPlan().plan(trainer(), SFTModule(policy()))
     with pytest.raises(ValueError, match="micro_batch_size"):  # its data counts pairs of trajectories
         MemoryPlan().plan(trainer(batch_size=8), StaTPOModule(policy()))
+    told, given = MemoryPlan().plan(trainer(batch_size=8, decisions_per_batch=48), StaTPOModule(policy())), MemoryPlan(batch_size=48)
+    assert told.activations == given.plan(trainer(), StaTPOModule(policy())).activations
 
 
 def test_micro_batches_checkpointing_and_the_state_variant():

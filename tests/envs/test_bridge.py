@@ -5,6 +5,7 @@ from math import pi
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from stare_lit import keys
 from stare_lit.data.demonstrator import HOLD, DemoSettings, run_expert
@@ -166,6 +167,22 @@ def test_a_demonstration_shows_what_to_do_after_success(env):
     assert success[-HOLD - 1 :].all() and not success[-HOLD - 2]
     last = data[keys.next_(keys.SIGNALS)][-1]
     assert last["released"] == 1 and last["tcp_to_object"] > 0.04
+
+
+def test_a_policy_that_sees_is_also_told_where_the_arm_was_sent(simulated):
+    """An action goes on from there, not from the tool: without it the same picture and joints ask for actions that differ by the lag."""
+    env = ManiSkillEnv(simulated(CARROT), image_size=64, terminate_on_success=False)
+    told = [env.reset(seed=3)[keys.STATE][-7:]]
+    base, tool = (env.simulator.agent.robot.links_map[name].pose for name in ("base_link", env.robot.tool))
+    torch.testing.assert_close(told[0][:3], (base.inv() * tool).p[0], atol=1e-3, rtol=0)
+    action = torch.tensor([0.03, -0.02, -0.03, 0.0, 0.0, 0.0, 1.0])
+    for _ in range(4):
+        stepped = env.step(TensorDict({keys.ACTION_CHUNK: action[None]}))["next"]
+        told.append(stepped[keys.STATE][-7:])
+        torch.testing.assert_close(told[-1][:3] - told[-2][:3], action[:3], atol=1e-5, rtol=0)
+    base, tool = (env.simulator.agent.robot.links_map[name].pose for name in ("base_link", env.robot.tool))
+    assert ((base.inv() * tool).p[0] - told[-1][:3]).norm() > 0.005
+    env.close()
 
 
 @pytest.fixture(scope="module")
