@@ -1,5 +1,6 @@
 """``stare demos``: collect demonstrations, or import ManiSkill's own."""
 
+from dataclasses import asdict
 from typing import Literal
 
 
@@ -13,6 +14,7 @@ def demos(
     visuals: Literal["auto", "light", "exact"] = "auto",
     observation: Literal["image", "state"] = "image",
     cameras: tuple[str, ...] = (),
+    gripper_noise: float = 0.0,
     first_seed: int = 0,
     keep_failures: bool = False,
     num_workers: int | None = None,
@@ -33,6 +35,7 @@ def demos(
         visuals: renderer meshes; auto takes light ones where the renderer is a CPU.
         observation: state records the privileged low-dimensional observation and renders nothing.
         cameras: names of the task's cameras, such as [base_camera, hand_camera] of StackCube-v1; by default the robot's own one.
+        gripper_noise: probability of each action with which the gripper begins to do the opposite of what it is told, for three actions.
         first_seed: seeds are tried from here on, up to the end of the training range.
         keep_failures: also store failed episodes, in <out>/failures.
         num_workers: processes; by default one for each core, 0 runs in this one.
@@ -44,20 +47,21 @@ def demos(
     from stare_lit.data.demonstrator import DemoSettings
     from stare_lit.envs.seeds import SEED_RANGES
 
-    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, cameras)
+    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise)
     if h5 is None:
         if replay != "actions" or not with_actions:
             raise ValueError(f"replay={replay!r}, with_actions={with_actions}: these settings are for an import; give h5 as well, or leave them out")
         from stare_lit.data.collect import collect_demos
 
         collect_demos(
-            task, num_episodes, out=out or settings.folder, image_size=image_size, action_noise=action_noise, max_episode_steps=max_episode_steps,
-            visuals=visuals, observation=observation, cameras=cameras, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures,
-            num_workers=num_workers, min_success=min_success,
+            num_episodes=num_episodes, out=out or settings.folder, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures,
+            num_workers=num_workers, min_success=min_success, **asdict(settings),
         )  # fmt: skip
         return
-    collecting = {"action_noise": action_noise, "max_episode_steps": max_episode_steps, "first_seed": first_seed,
-                  "keep_failures": keep_failures, "num_workers": num_workers, "observation": observation == "state", "cameras": cameras}  # fmt: skip
+    collecting = {
+        "action_noise": action_noise, "gripper_noise": gripper_noise, "max_episode_steps": max_episode_steps, "first_seed": first_seed,
+        "keep_failures": keep_failures, "num_workers": num_workers, "observation": observation == "state", "cameras": cameras,
+    }  # fmt: skip
     if unused := [name for name, value in collecting.items() if value]:
         raise ValueError(f"h5={h5!r} imports recorded episodes, for which {', '.join(unused)} have no meaning; leave them out")
     from stare_lit.data.h5 import import_h5

@@ -15,7 +15,7 @@ from stare_lit.data.trajectories import TrajectoryMetadata
 from stare_lit.envs.factory import TOY, check_renderer
 from stare_lit.envs.robots import robot_of
 from stare_lit.experts.make import REVISIONS, make_demonstrator
-from stare_lit.experts.noise import disturbed
+from stare_lit.experts.noise import disturbed, slipping
 from stare_lit.types import Expert
 
 EXECUTED_ACTION = "executed_action"
@@ -44,6 +44,8 @@ class DemoSettings:
         visuals: meshes of the ManiSkill renderer, see ``ManiSkillEnv``.
         observation: ``state`` records the privileged low-dimensional observation and renders nothing.
         cameras: names of the task's cameras; none is the robot's own one.
+        gripper_noise: probability of each action with which the gripper begins to do the opposite of what it is told, for three actions: the label goes
+            on saying what to do, so that the data shows how to go on from a gripper that closed on nothing or let something fall (ours).
     """
 
     task: str
@@ -53,12 +55,15 @@ class DemoSettings:
     visuals: Literal["auto", "light", "exact"] = "auto"
     observation: Literal["image", "state"] = "image"
     cameras: tuple[str, ...] = ()
+    gripper_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.cameras and (self.observation == "state" or len(set(self.cameras)) < len(self.cameras)):
             raise ValueError(f"cameras={list(self.cameras)} with observation={self.observation!r}: name each once, for observation='image'")
         if self.action_noise < 0:
             raise ValueError(f"action_noise={self.action_noise}: a standard deviation; give 0 or more")
+        if not 0 <= self.gripper_noise < 1:
+            raise ValueError(f"gripper_noise={self.gripper_noise}: a probability; give 0 or more, and less than 1")
         check_renderer(self.task, visuals=self.visuals, cameras=self.cameras)
 
     @property
@@ -75,7 +80,8 @@ class DemoSettings:
     def folder(self) -> Path:
         """Where such demonstrations lie unless told otherwise."""
         seen = "-".join([f"{self.image_size}px", *self.cameras]) if self.observation == "image" else "state"
-        return Path("data/demos") / f"{self.task}-{seen}-noise{self.action_noise:g}"
+        slips = f"-gripper{self.gripper_noise:g}" if self.gripper_noise else ""
+        return Path("data/demos") / f"{self.task}-{seen}-noise{self.action_noise:g}{slips}"
 
     def instructions(self) -> tuple[str, ...]:
         """The task's table of instructions; ValueError for an unknown task."""
@@ -89,7 +95,7 @@ class DemoSettings:
 
     def metadata(self, seed_range: tuple[int, int]) -> TrajectoryMetadata:
         """What a folder of demonstrations from the seeds ``[low, high)`` says of itself."""
-        config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation")}
+        config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation", "gripper_noise")}
         config |= {"cameras": list(self.cameras), "seed_range": list(seed_range)}
         if self.task in REVISIONS:
             config["demonstrator"] = REVISIONS[self.task]
@@ -104,32 +110,37 @@ class DemoSettings:
         return make_demonstrator(self.task, toy_batch=TOY_BATCH, visuals=self.visuals, cameras=self.cameras or None, **common)
 
 
-def run_expert(env: EnvBase, expert: Expert, seeds: list[int], *, action_noise: float = 0.0, hold: int = 0) -> tuple[TensorDict, TensorDict]:
+def run_expert(
+    env: EnvBase, expert: Expert, seeds: list[int], *, action_noise: float = 0.0, gripper_noise: float = 0.0, hold: int = 0
+) -> tuple[TensorDict, TensorDict]:
     """One episode from each seed: data [rows] of `KEPT`, episode after episode, and the episode table [E].
 
     Args:
         env: batch size [] (one episode after the other) or [N] (N at a time), ``chunk_size`` 1.
-        action_noise: see `DemoSettings`; drawn for each episode from its own seed.
+        action_noise, gripper_noise: see `DemoSettings`; drawn for each episode from its own seed.
         hold: see `DemoSettings`; an episode of an environment that does not end at success ends when success has lasted that long.
     """
     wave = env.batch_size.numel()
-    parts = [_run_wave(env, expert, seeds[start : start + wave], action_noise, hold) for start in range(0, len(seeds), wave)]
+    parts = [_run_wave(env, expert, seeds[start : start + wave], action_noise, gripper_noise, hold) for start in range(0, len(seeds), wave)]
     return torch.cat([data for data, _ in parts]), torch.cat([table for _, table in parts])
 
 
-def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: float, hold: int) -> tuple[TensorDict, TensorDict]:
+def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: float, gripper_noise: float, hold: int) -> tuple[TensorDict, TensorDict]:
     num = env.batch_size.numel()
     filled = seeds + [seeds[-1]] * (num - len(seeds))  # the copies are dropped again
     generators = [torch.Generator().manual_seed(seed) for seed in filled]
     expert.reset()
     tensordict = env.reset(seed=filled)
-    running, lasted = torch.ones(num, dtype=torch.bool), torch.zeros(num, dtype=torch.int64)
+    running, lasted, slips = torch.ones(num, dtype=torch.bool), torch.zeros(num, dtype=torch.int64), torch.zeros(num, dtype=torch.int64)
     rows: list[TensorDictBase] = []
     masks: list[Tensor] = []
     with torch.no_grad():
         while running.any():
             action = expert.act(env).reshape(num, ACTION_DIM).float()
             executed = disturbed(action, action_noise, generators, env.action_limit)
+            if gripper_noise:
+                slips = slipping(slips, gripper_noise, generators)
+                executed[:, -1] = torch.where(slips > 0, -executed[:, -1], executed[:, -1])
             tensordict.set(keys.ACTION_CHUNK, executed.reshape(*env.batch_size, 1, ACTION_DIM))
             if env.batch_size:
                 tensordict.set("_step", running.clone())

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+SLIP = 3
+"""Actions: long enough for a WidowX's fingers to close on nothing, or to let something fall."""
+
 
 def disturbed(action: Tensor, std: float, generators: Sequence[torch.Generator], limit: Sequence[float]) -> Tensor:
     """``action`` with Gaussian noise on its three translations, within the limits.
@@ -19,3 +22,15 @@ def disturbed(action: Tensor, std: float, generators: Sequence[torch.Generator],
     noise = torch.zeros_like(action)
     noise[:, :3] = std * torch.stack([torch.randn(3, generator=generator) for generator in generators])
     return (action + noise * high).clamp(-high, high)
+
+
+def slipping(left: Tensor, probability: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """Actions int64 [N] for which each gripper does the opposite of what it is told, this one among them.
+
+    Args:
+        left: what this gave for the action before, zeros at first.
+        probability: with which a gripper that obeys begins to slip, for `SLIP` actions.
+        generators: as of `disturbed`.
+    """
+    begins = torch.stack([torch.rand((), generator=generator) for generator in generators]) < probability
+    return torch.where(left > 1, left - 1, SLIP * begins)

@@ -102,6 +102,13 @@ class TestCollect:
         assert torch.equal(data[EXECUTED_ACTION][:, 3:], data[keys.ACTION][:, 3:])
         assert data[EXECUTED_ACTION].abs().max() <= 1
 
+    def test_a_slipping_gripper_moves_the_executed_action_only(self) -> None:
+        data, table = run_expert(ToyEnv(64, image_size=16), ToyExpert(), list(range(64)), gripper_noise=0.05)
+        slipped = data[EXECUTED_ACTION][:, 6] != data[keys.ACTION][:, 6]
+        assert 0.05 < slipped.float().mean() < 0.25 and torch.equal(data[EXECUTED_ACTION][slipped, 6], -data[keys.ACTION][slipped, 6])
+        assert torch.equal(data[EXECUTED_ACTION][:, :6], data[keys.ACTION][:, :6])
+        assert table["success"].float().mean() > 0.9  # it goes on from there
+
     def test_expert_that_fails_is_an_error(self, tmp_path: Path, lossy: None) -> None:
         with pytest.raises(RuntimeError, match=r"42 of 64 seeds .* min_success=0.95"):
             collect_demos("Toy-v0", 100, out=tmp_path, image_size=16, min_success=0.95)
@@ -119,6 +126,8 @@ class TestCollect:
             collect_demos("Cube", 1, out=tmp_path)
         with pytest.raises(ValueError, match="action_noise=-1"):
             collect_demos("Toy-v0", 1, out=tmp_path, action_noise=-1)
+        with pytest.raises(ValueError, match="gripper_noise=1.0: a probability"):
+            collect_demos("Toy-v0", 1, out=tmp_path, gripper_noise=1.0)
         with pytest.raises(ValueError, match="visuals='light': Toy-v0 is drawn without meshes"):
             collect_demos("Toy-v0", 1, out=tmp_path, visuals="light")
         with pytest.raises(ValueError, match="num_episodes=0"):
@@ -175,6 +184,7 @@ class TestDataModule:
         [
             ({"image_size": 32}, "image_size is 16, asked for 32"),
             ({"action_noise": 0.1}, "action_noise is 0.0, asked for 0.1"),
+            ({"gripper_noise": 0.1}, "gripper_noise is 0.0, asked for 0.1"),
             ({"task": "PushCube-v1"}, "task is 'Toy-v0', asked for 'PushCube-v1'"),
             ({"num_episodes": 13}, "num_episodes=13 .* holds 12 demonstrations; make more with `stare demos"),
             ({"chunk_size": 100}, "chunk_size=100 is longer"),

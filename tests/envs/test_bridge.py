@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 
 from stare_lit import keys
-from stare_lit.data.demonstrator import HOLD, DemoSettings, run_expert
+from stare_lit.data.demonstrator import EXECUTED_ACTION, HOLD, DemoSettings, run_expert
 from stare_lit.envs.factory import make_env, seeded_reset
 from stare_lit.envs.maniskill import ManiSkillEnv
 from stare_lit.envs.robots import OFFICIAL_LAYOUTS
@@ -183,6 +183,12 @@ def test_a_policy_that_sees_is_also_told_where_the_arm_was_sent(simulated):
     base, tool = (env.simulator.agent.robot.links_map[name].pose for name in ("base_link", env.robot.tool))
     assert ((base.inv() * tool).p[0] - told[-1][:3]).norm() > 0.005
     env.close()
+
+
+def test_a_demonstrator_goes_on_from_a_gripper_that_slipped(env):
+    data, table = run_expert(env, ManiSkillExpert(env.task), [4, 5, 6], gripper_noise=0.05, hold=HOLD)
+    empty = (data[EXECUTED_ACTION][:, 6] < 0) & (data[keys.ACTION][:, 6] > 0)
+    assert empty.any() and table["success"].sum() >= 2
 
 
 @pytest.fixture(scope="module")

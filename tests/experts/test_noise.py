@@ -2,7 +2,7 @@
 
 import torch
 
-from stare_lit.experts.noise import disturbed
+from stare_lit.experts.noise import disturbed, slipping
 
 LIMIT = (0.1,) * 3 + (0.5,) * 3 + (1.0,)
 
@@ -24,3 +24,15 @@ def test_each_row_by_its_own_generator_and_within_the_limits():
     assert torch.equal(both[1], second[0]) and not torch.equal(both[0], both[1])
     assert (both.abs() <= torch.tensor(LIMIT)).all()
     assert torch.equal(disturbed(action, 0.0, generators(4, 5), LIMIT), action)
+
+
+def test_a_slip_begins_by_chance_and_lasts_three_actions():
+    sources, left, history = generators(*range(4000)), torch.zeros(4000, dtype=torch.int64), []
+    for _ in range(4):
+        left = slipping(left, 0.1, sources)
+        history.append(left)
+    slips = torch.stack(history) > 0
+    assert abs(float(slips[0].float().mean()) - 0.1) < 0.015
+    began = slips[0]
+    assert slips[:3, began].all() and abs(float(slips[3, began].float().mean()) - 0.1) < 0.05
+    assert not slipping(left * 0, 0.0, sources).any()
