@@ -24,6 +24,8 @@ FUNNEL = 0.02  # m beyond that over which it rises to its full height
 TURNED = 0.15  # rad of error about the vertical with which it goes down
 GRIP_SLACK = 0.008  # m above the grip at which the fingers close
 SETTLE = 4  # actions that they have for it
+READY = 0.03  # m that a finger stands open before the gripper goes down (0.037 when fully open)
+SHUT = 0.016  # m below which it has closed on nothing (0.015 at its limit)
 CLEAR = 0.03  # m from the target's centre, beyond which the object is first lifted, then carried
 RETREAT = 0.08  # m above the place, where the open gripper waits for the end
 
@@ -93,8 +95,9 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
             return _action(arm, torch.stack([hand[0], hand[1], torch.as_tensor(rise)]), OPEN)
         memory.opening = memory.closing = 0
     grasped = bool(simulator.agent.is_grasping(source))
-    if memory.closing > SETTLE and not grasped:
-        memory.closing = 0  # it slipped away
+    fingers = simulator.agent.robot.get_qpos()[0, -2:]
+    if not grasped and (memory.closing > SETTLE or bool((fingers < SHUT).all())):
+        memory.closing = 0  # it slipped away, or nothing was there: at once, for a policy without memory cannot count how long it waits
     if memory.closing and grasped:  # at once: a policy without memory cannot count actions, and would hold still for ever
         memory.closing = SETTLE  # should it slip now, the gripper opens after one more action
         away, high = (final - centre)[:2].norm(), centre[2] - final[2]
@@ -113,7 +116,8 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
         return _action(arm, grip, CLOSED)
     turn = _turn(pose, tool, job.symmetry)
     off = grip - hand
-    rise = HOVER * ((off[:2].norm() - ALIGNED) / FUNNEL).clamp(0.0, 1.0) if abs(turn) < TURNED else torch.tensor(HOVER)
+    low = abs(turn) < TURNED and bool((fingers > READY).all())
+    rise = HOVER * ((off[:2].norm() - ALIGNED) / FUNNEL).clamp(0.0, 1.0) if low else torch.tensor(HOVER)
     if rise > 0 or off[2] < -GRIP_SLACK:
         return _action(arm, torch.stack([grip[0], grip[1], grip[2] + rise]), OPEN, turn)
     memory.closing = 1
