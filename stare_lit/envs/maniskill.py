@@ -15,7 +15,7 @@ from stare_lit.envs.perturbed_scene import begin_episode, perturb_scene
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.seeds import official_layout
 from stare_lit.envs.signals import INSTRUCTIONS, signals_of
-from stare_lit.envs.simulator import SimulatorConfig, camera_images, is_light, make_simulator
+from stare_lit.envs.simulator import SimulatorConfig, camera_images, is_light, make_simulator, proprioception
 from stare_lit.envs.specs import MAX_SEED, set_specs
 from stare_lit.envs.stepping import EndEffectorStepper
 from stare_lit.envs.visuals import lighten
@@ -118,13 +118,8 @@ class ManiSkillEnv(EnvBase):
         return value if self.batch_size else value[0]
 
     def _state(self, info: dict[str, Tensor]) -> Tensor:
-        """float32 [N, S]: joint positions and tool pose, and the pose that the arm was told to reach where its actions start from there and not from the
-        tool, which lags behind it by centimetres (WidowX); in the `state` variant ManiSkill's own state observation."""
-        if self.observation == "state":
-            return self._sim.get_obs(info)
-        agent = self._sim.agent
-        told = [part["target_pose"] for part in agent.controller.get_state().values() if "target_pose" in part]
-        return torch.cat([agent.robot.get_qpos(), agent.robot.links_map[self.robot.tool].pose.raw_pose, *told], dim=-1)
+        """float32 [N, S]: what the robot senses of itself; in the `state` variant ManiSkill's own state observation."""
+        return self._sim.get_obs(info) if self.observation == "state" else proprioception(self._sim, self.robot.tool)
 
     def _observe(self, info: dict[str, Tensor]) -> dict[Any, Any]:
         success = info["success"]

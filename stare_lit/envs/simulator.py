@@ -141,6 +141,14 @@ def is_light(config: SimulatorConfig) -> bool:
     return config.observation == "image" and (config.visuals == "light" or (config.visuals == "auto" and not torch.cuda.is_available()))
 
 
+def proprioception(simulator: Any, tool: str) -> Tensor:
+    """[N, S]: joint positions, pose of the link ``tool``, and the pose that the arm was told to reach where actions start from there (WidowX) and not from
+    the tool, which lags behind it by about a centimetre."""
+    agent = simulator.agent
+    told = [part["target_pose"] for part in agent.controller.get_state().values() if "target_pose" in part]
+    return torch.cat([agent.robot.get_qpos(), agent.robot.links_map[tool].pose.raw_pose, *told], dim=-1)
+
+
 def camera_images(simulator: Any, cameras: tuple[str, ...]) -> dict[str, Tensor]:
     """uint8 [N, 3, H, W] of each named camera, objects that the task hides hidden; on a Bridge task with the photograph behind robot and objects."""
     photographs = getattr(simulator, "_rgb_overlay_images", {})

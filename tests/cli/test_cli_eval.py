@@ -21,7 +21,7 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policies")
     common = {"chunk_size": 1, "hidden_size": 32, "num_layers": 1, "num_bins": 8}
     tiny(4, image_size=32, **common).save_pretrained(folder / "toy")
-    tiny(15, image_size=32, **common).save_pretrained(folder / "image")
+    tiny(22, image_size=32, **common).save_pretrained(folder / "image")
     tiny(43, observation="state", **common).save_pretrained(folder / "state")
     return {path.name: str(path) for path in folder.iterdir()}
 
