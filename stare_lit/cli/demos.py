@@ -15,6 +15,7 @@ def demos(
     observation: Literal["image", "state"] = "image",
     cameras: tuple[str, ...] = (),
     gripper_noise: float = 0.0,
+    arm_noise: float = 0.0,
     first_seed: int = 0,
     keep_failures: bool = False,
     num_workers: int | None = None,
@@ -36,6 +37,7 @@ def demos(
         observation: state records the privileged low-dimensional observation and renders nothing.
         cameras: names of the task's cameras, such as [base_camera, hand_camera] of StackCube-v1; by default the robot's own one.
         gripper_noise: probability of each action with which the gripper begins to do the opposite of what it is told, for three actions.
+        arm_noise: probability of each action with which the arm moves at random instead, up to its longest step along each axis.
         first_seed: seeds are tried from here on, up to the end of the training range.
         keep_failures: also store failed episodes, in <out>/failures.
         num_workers: processes; by default one for each core, 0 runs in this one.
@@ -47,7 +49,7 @@ def demos(
     from stare_lit.data.demonstrator import DemoSettings
     from stare_lit.envs.seeds import SEED_RANGES
 
-    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise)
+    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise, arm_noise)
     if h5 is None:
         if replay != "actions" or not with_actions:
             raise ValueError(f"replay={replay!r}, with_actions={with_actions}: these settings are for an import; give h5 as well, or leave them out")
@@ -59,8 +61,9 @@ def demos(
         )  # fmt: skip
         return
     collecting = {
-        "action_noise": action_noise, "gripper_noise": gripper_noise, "max_episode_steps": max_episode_steps, "first_seed": first_seed,
-        "keep_failures": keep_failures, "num_workers": num_workers, "observation": observation == "state", "cameras": cameras,
+        "action_noise": action_noise, "gripper_noise": gripper_noise, "arm_noise": arm_noise, "max_episode_steps": max_episode_steps,
+        "first_seed": first_seed, "keep_failures": keep_failures, "num_workers": num_workers, "observation": observation == "state",
+        "cameras": cameras,
     }  # fmt: skip
     if unused := [name for name, value in collecting.items() if value]:
         raise ValueError(f"h5={h5!r} imports recorded episodes, for which {', '.join(unused)} have no meaning; leave them out")

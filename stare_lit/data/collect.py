@@ -50,6 +50,7 @@ def collect_demos(
     observation: Literal["image", "state"] = "image",
     cameras: Sequence[str] = (),
     gripper_noise: float = 0.0,
+    arm_noise: float = 0.0,
     seed_range: tuple[int, int] = SEED_RANGES["train"],
     keep_failures: bool = False,
     num_workers: int | None = None,
@@ -66,13 +67,13 @@ def collect_demos(
         keep_failures: store failed episodes too, in ``out/failures``.
         num_workers: processes; 0 runs here, None takes one for each core (0 for the toy).
         min_success: stop with an error when the 95 % Wilson interval of the success rate lies below this.
-        task, image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise: see `DemoSettings`.
+        task, image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise, arm_noise: see `DemoSettings`.
 
     Raises:
         ValueError: bad arguments, or a folder that holds other trajectories.
         RuntimeError: the expert fails too often, the seeds run out, or a worker died or gave no answer for `BLOCK_SECONDS`.
     """
-    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, tuple(cameras), gripper_noise)
+    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, tuple(cameras), gripper_noise, arm_noise)
     if num_episodes < 1:
         raise ValueError(f"num_episodes={num_episodes}: at least 1")
     if not 0 <= seed_range[0] < seed_range[1]:
@@ -201,7 +202,7 @@ def _start_worker() -> None:
 
 
 def _run(settings: DemoSettings, seeds: range, acting: tuple[EnvBase, Expert]) -> tuple[TensorDict, TensorDict]:
-    noise = {"action_noise": settings.action_noise, "gripper_noise": settings.gripper_noise}
+    noise = {"action_noise": settings.action_noise, "gripper_noise": settings.gripper_noise, "arm_noise": settings.arm_noise}
     return run_expert(*acting, list(seeds), **noise, hold=settings.hold)
 
 

@@ -15,7 +15,7 @@ from stare_lit.data.trajectories import TrajectoryMetadata
 from stare_lit.envs.factory import TOY, check_renderer
 from stare_lit.envs.robots import robot_of
 from stare_lit.experts.make import REVISIONS, make_demonstrator
-from stare_lit.experts.noise import disturbed, slipping
+from stare_lit.experts.noise import disturbed, jolted, slipping
 from stare_lit.types import Expert
 
 EXECUTED_ACTION = "executed_action"
@@ -46,6 +46,8 @@ class DemoSettings:
         cameras: names of the task's cameras; none is the robot's own one.
         gripper_noise: probability of each action with which the gripper begins to do the opposite of what it is told, for three actions: the label goes
             on saying what to do, so that the data shows how to go on from a gripper that closed on nothing or let something fall (ours).
+        arm_noise: probability of each action with which the arm moves at random instead, up to its longest step along each axis: shows how to go on
+            from where no demonstrator would go, such as low down beside the object (ours).
     """
 
     task: str
@@ -56,14 +58,16 @@ class DemoSettings:
     observation: Literal["image", "state"] = "image"
     cameras: tuple[str, ...] = ()
     gripper_noise: float = 0.0
+    arm_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.cameras and (self.observation == "state" or len(set(self.cameras)) < len(self.cameras)):
             raise ValueError(f"cameras={list(self.cameras)} with observation={self.observation!r}: name each once, for observation='image'")
         if self.action_noise < 0:
             raise ValueError(f"action_noise={self.action_noise}: a standard deviation; give 0 or more")
-        if not 0 <= self.gripper_noise < 1:
-            raise ValueError(f"gripper_noise={self.gripper_noise}: a probability; give 0 or more, and less than 1")
+        for name, value in (("gripper_noise", self.gripper_noise), ("arm_noise", self.arm_noise)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}={value}: a probability; give 0 or more, and less than 1")
         check_renderer(self.task, visuals=self.visuals, cameras=self.cameras)
 
     @property
@@ -80,8 +84,8 @@ class DemoSettings:
     def folder(self) -> Path:
         """Where such demonstrations lie unless told otherwise."""
         seen = "-".join([f"{self.image_size}px", *self.cameras]) if self.observation == "image" else "state"
-        slips = f"-gripper{self.gripper_noise:g}" if self.gripper_noise else ""
-        return Path("data/demos") / f"{self.task}-{seen}-noise{self.action_noise:g}{slips}"
+        rare = "".join(f"-{part}{value:g}" for part, value in (("gripper", self.gripper_noise), ("arm", self.arm_noise)) if value)
+        return Path("data/demos") / f"{self.task}-{seen}-noise{self.action_noise:g}{rare}"
 
     def instructions(self) -> tuple[str, ...]:
         """The task's table of instructions; ValueError for an unknown task."""
@@ -95,7 +99,7 @@ class DemoSettings:
 
     def metadata(self, seed_range: tuple[int, int]) -> TrajectoryMetadata:
         """What a folder of demonstrations from the seeds ``[low, high)`` says of itself."""
-        config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation", "gripper_noise")}
+        config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation", "gripper_noise", "arm_noise")}
         config |= {"cameras": list(self.cameras), "seed_range": list(seed_range)}
         if self.task in REVISIONS:
             config["demonstrator"] = REVISIONS[self.task]
@@ -111,22 +115,23 @@ class DemoSettings:
 
 
 def run_expert(
-    env: EnvBase, expert: Expert, seeds: list[int], *, action_noise: float = 0.0, gripper_noise: float = 0.0, hold: int = 0
+    env: EnvBase, expert: Expert, seeds: list[int], *, action_noise: float = 0.0, gripper_noise: float = 0.0, arm_noise: float = 0.0, hold: int = 0
 ) -> tuple[TensorDict, TensorDict]:
     """One episode from each seed: data [rows] of `KEPT`, episode after episode, and the episode table [E].
 
     Args:
         env: batch size [] (one episode after the other) or [N] (N at a time), ``chunk_size`` 1.
-        action_noise, gripper_noise: see `DemoSettings`; drawn for each episode from its own seed.
+        action_noise, gripper_noise, arm_noise: see `DemoSettings`; drawn for each episode from its own seed.
         hold: see `DemoSettings`; an episode of an environment that does not end at success ends when success has lasted that long.
     """
     wave = env.batch_size.numel()
-    parts = [_run_wave(env, expert, seeds[start : start + wave], action_noise, gripper_noise, hold) for start in range(0, len(seeds), wave)]
+    noise = action_noise, gripper_noise, arm_noise
+    parts = [_run_wave(env, expert, seeds[start : start + wave], noise, hold) for start in range(0, len(seeds), wave)]
     return torch.cat([data for data, _ in parts]), torch.cat([table for _, table in parts])
 
 
-def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: float, gripper_noise: float, hold: int) -> tuple[TensorDict, TensorDict]:
-    num = env.batch_size.numel()
+def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], noise: tuple[float, float, float], hold: int) -> tuple[TensorDict, TensorDict]:
+    num, (action_noise, gripper_noise, arm_noise) = env.batch_size.numel(), noise
     filled = seeds + [seeds[-1]] * (num - len(seeds))  # the copies are dropped again
     generators = [torch.Generator().manual_seed(seed) for seed in filled]
     expert.reset()
@@ -138,6 +143,8 @@ def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], action_noise: floa
         while running.any():
             action = expert.act(env).reshape(num, ACTION_DIM).float()
             executed = disturbed(action, action_noise, generators, env.action_limit)
+            if arm_noise:
+                executed = jolted(executed, arm_noise, generators, env.action_limit)
             if gripper_noise:
                 slips = slipping(slips, gripper_noise, generators)
                 executed[:, -1] = torch.where(slips > 0, -executed[:, -1], executed[:, -1])

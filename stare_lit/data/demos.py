@@ -36,8 +36,8 @@ class DemoDataModule(LightningDataModule):
         val_episodes: further demonstrations, kept apart for a validation loss.
         batch_size: decisions in a batch, of each process.
         chunk_size: H, actions that the policy predicts at once.
-        image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise: how demonstrations are
-            made; a folder made otherwise is refused.
+        image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise, arm_noise: how demonstrations
+            are made; a folder made otherwise is refused.
         max_shift: random shift of the training images by up to so many pixels, 0 for none.
         num_workers: processes that make missing demonstrations; None takes one for each core.
         seed: of the order of the batches and the shifts.
@@ -60,6 +60,7 @@ class DemoDataModule(LightningDataModule):
         observation: Literal["image", "state"] = "image",
         cameras: tuple[str, ...] = (),
         gripper_noise: float = 0.0,
+        arm_noise: float = 0.0,
         max_shift: int = 0,
         num_workers: int | None = None,
         seed: int = 0,
@@ -74,7 +75,7 @@ class DemoDataModule(LightningDataModule):
         if not 0 <= first_seed < SEED_RANGES["train"][1]:
             raise ValueError(f"first_seed={first_seed}: the training range has the seeds 0..{SEED_RANGES['train'][1] - 1}")
         self.task, self.seed_range = task, (first_seed, SEED_RANGES["train"][1])
-        self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, tuple(cameras), gripper_noise)
+        self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, tuple(cameras), gripper_noise, arm_noise)
         self.instructions = self.settings.instructions()
         own = self.settings.folder.with_name(self.settings.folder.name + (f"-from{first_seed}" if first_seed else ""))
         self.folder = own if folder is None else Path(folder)

@@ -24,6 +24,19 @@ def disturbed(action: Tensor, std: float, generators: Sequence[torch.Generator],
     return (action + noise * high).clamp(-high, high)
 
 
+def jolted(action: Tensor, probability: float, generators: Sequence[torch.Generator], limit: Sequence[float]) -> Tensor:
+    """``action`` whose translations are, by chance, random ones instead: up to the longest step along each axis.
+
+    Args:
+        action, generators, limit: as of `disturbed`.
+        probability: of each of the N to be jolted.
+    """
+    chance, *moves = torch.stack([torch.rand(4, generator=generator) for generator in generators]).unbind(1)
+    jolt = action.clone()
+    jolt[:, :3] = (2 * torch.stack(moves, 1) - 1) * torch.tensor(limit[:3])
+    return torch.where((chance < probability)[:, None], jolt, action)
+
+
 def slipping(left: Tensor, probability: float, generators: Sequence[torch.Generator]) -> Tensor:
     """Actions int64 [N] for which each gripper does the opposite of what it is told, this one among them.
 

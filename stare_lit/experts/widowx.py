@@ -35,7 +35,8 @@ class Job:
     """What differs between the tasks.
 
     Attributes:
-        symmetry: rad about the vertical by which the object can be turned and gripped in the same way.
+        turns: the tool turns across the object's long axis before it goes down. A cube is gripped as it lies, and turns between the fingers as they close:
+            its four pixels do not show a small policy how it lies, which then turns by a habit, and cannot follow a demonstrator that turns.
         grip: m from the object's centre up to the tool when the fingers close.
         along: m from the object's centre along its long axis to the grip.
         carry: m above its final height at which the object travels.
@@ -43,7 +44,7 @@ class Job:
         slack: m from the target's centre with which it is let down.
     """
 
-    symmetry: float = pi
+    turns: bool = True
     grip: float = 0.0
     along: float = 0.0
     carry: float = 0.07
@@ -51,7 +52,7 @@ class Job:
     slack: float = 0.02
 
 
-STACK = Job(symmetry=pi / 2, drop=0.004, slack=0.01)
+STACK = Job(turns=False, drop=0.004, slack=0.01)
 JOBS = {
     "PutCarrotOnPlateInScene-v1": Job(),
     "PutSpoonOnTableClothInScene-v1": Job(),
@@ -73,11 +74,11 @@ def _action(arm: Any, point: Tensor, grip: float, turn: float = 0.0) -> Tensor:
     return action
 
 
-def _turn(source: Pose, tool: Pose, symmetry: float) -> float:
+def _turn(source: Pose, tool: Pose) -> float:
     """Turn (rad) about the vertical that brings the fingers, which open along the tool's y, across the object's long axis x; the short way round."""
     along, opening = quaternion_to_matrix(source.q)[0, :, 0], quaternion_to_matrix(tool.q)[0, :, 1]
     error = float(torch.atan2(along[1], along[0]) - torch.atan2(opening[1], opening[0])) + pi / 2
-    return (error + symmetry / 2) % symmetry - symmetry / 2
+    return (error + pi / 2) % pi - pi / 2
 
 
 def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
@@ -88,17 +89,18 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
     hand, centre = tool.p[0], pose.p[0]
     final = target.pose.p[0].clone()
     final[2] += float(simulator.episode_source_obj_bbox_world[2].abs() + simulator.episode_target_obj_bbox_world[2].abs()) / 2
-    if memory.opening:
+    grasped = bool(simulator.agent.is_grasping(source))
+    placed = not grasped and bool(simulator.evaluate()["success"])  # with something in the fingers, asking would count the grasp twice
+    if memory.opening or placed:
         memory.opening += 1
-        if memory.opening <= SETTLE or bool(simulator.evaluate()["success"]):
+        if memory.opening <= SETTLE or placed:
             rise = final[2] + RETREAT if memory.opening > 2 else hand[2]
             return _action(arm, torch.stack([hand[0], hand[1], torch.as_tensor(rise)]), OPEN)
         memory.opening = memory.closing = 0
-    grasped = bool(simulator.agent.is_grasping(source))
     fingers = simulator.agent.robot.get_qpos()[0, -2:]
     if not grasped and (memory.closing > SETTLE or bool((fingers < SHUT).all())):
         memory.closing = 0  # it slipped away, or nothing was there: at once, for a policy without memory cannot count how long it waits
-    if memory.closing and grasped:  # at once: a policy without memory cannot count actions, and would hold still for ever
+    if grasped:  # at once, and however it came about: a policy without memory cannot count actions, and would hold still for ever
         memory.closing = SETTLE  # should it slip now, the gripper opens after one more action
         away, high = (final - centre)[:2].norm(), centre[2] - final[2]
         place = final + simulator.agent.robot.links_map[WIDOWX.tool].pose.p[0] - centre  # of the tool, when the object is where it belongs
@@ -114,7 +116,7 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
     if memory.closing:
         memory.closing += 1
         return _action(arm, grip, CLOSED)
-    turn = _turn(pose, tool, job.symmetry)
+    turn = _turn(pose, tool) if job.turns else 0.0
     off = grip - hand
     low = abs(turn) < TURNED and bool((fingers > READY).all())
     rise = HOVER * ((off[:2].norm() - ALIGNED) / FUNNEL).clamp(0.0, 1.0) if low else torch.tensor(HOVER)

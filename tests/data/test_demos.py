@@ -109,6 +109,13 @@ class TestCollect:
         assert torch.equal(data[EXECUTED_ACTION][:, :6], data[keys.ACTION][:, :6])
         assert table["success"].float().mean() > 0.9  # it goes on from there
 
+    def test_a_jolted_arm_moves_the_executed_action_only(self) -> None:
+        data, table = run_expert(ToyEnv(64, image_size=16), ToyExpert(), list(range(64)), arm_noise=0.1)
+        jolted = (data[EXECUTED_ACTION][:, :3] != data[keys.ACTION][:, :3]).any(-1)
+        assert 0.05 < jolted.float().mean() < 0.15
+        assert torch.equal(data[EXECUTED_ACTION][:, 3:], data[keys.ACTION][:, 3:])
+        assert table["success"].float().mean() > 0.9  # it goes on from there
+
     def test_expert_that_fails_is_an_error(self, tmp_path: Path, lossy: None) -> None:
         with pytest.raises(RuntimeError, match=r"42 of 64 seeds .* min_success=0.95"):
             collect_demos("Toy-v0", 100, out=tmp_path, image_size=16, min_success=0.95)
@@ -128,6 +135,8 @@ class TestCollect:
             collect_demos("Toy-v0", 1, out=tmp_path, action_noise=-1)
         with pytest.raises(ValueError, match="gripper_noise=1.0: a probability"):
             collect_demos("Toy-v0", 1, out=tmp_path, gripper_noise=1.0)
+        with pytest.raises(ValueError, match="arm_noise=-0.1: a probability"):
+            collect_demos("Toy-v0", 1, out=tmp_path, arm_noise=-0.1)
         with pytest.raises(ValueError, match="visuals='light': Toy-v0 is drawn without meshes"):
             collect_demos("Toy-v0", 1, out=tmp_path, visuals="light")
         with pytest.raises(ValueError, match="num_episodes=0"):
@@ -185,6 +194,7 @@ class TestDataModule:
             ({"image_size": 32}, "image_size is 16, asked for 32"),
             ({"action_noise": 0.1}, "action_noise is 0.0, asked for 0.1"),
             ({"gripper_noise": 0.1}, "gripper_noise is 0.0, asked for 0.1"),
+            ({"arm_noise": 0.1}, "arm_noise is 0.0, asked for 0.1"),
             ({"task": "PushCube-v1"}, "task is 'Toy-v0', asked for 'PushCube-v1'"),
             ({"num_episodes": 13}, "num_episodes=13 .* holds 12 demonstrations; make more with `stare demos"),
             ({"chunk_size": 100}, "chunk_size=100 is longer"),
@@ -197,6 +207,7 @@ class TestDataModule:
 
     def test_default_folder_names_what_it_holds(self) -> None:
         assert DemoDataModule("PushCube-v1", action_noise=0.1).folder == Path("data/demos/PushCube-v1-64px-noise0.1")
+        assert DemoSettings("Toy-v0", gripper_noise=0.03, arm_noise=0.05).folder.name == "Toy-v0-64px-noise0-gripper0.03-arm0.05"
         assert DemoSettings("Toy-v0").metadata(SEED_RANGES["train"]).config["seed_range"] == [0, 1_000_000]
 
     def test_another_first_seed_is_another_folder_of_other_demonstrations(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

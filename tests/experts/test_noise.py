@@ -2,7 +2,7 @@
 
 import torch
 
-from stare_lit.experts.noise import disturbed, slipping
+from stare_lit.experts.noise import disturbed, jolted, slipping
 
 LIMIT = (0.1,) * 3 + (0.5,) * 3 + (1.0,)
 
@@ -24,6 +24,17 @@ def test_each_row_by_its_own_generator_and_within_the_limits():
     assert torch.equal(both[1], second[0]) and not torch.equal(both[0], both[1])
     assert (both.abs() <= torch.tensor(LIMIT)).all()
     assert torch.equal(disturbed(action, 0.0, generators(4, 5), LIMIT), action)
+
+
+def test_a_jolt_replaces_the_move_of_the_arm_by_chance():
+    action = torch.full((4000, 7), 0.03)
+    found = jolted(action, 0.2, generators(*range(4000)), LIMIT)
+    moved = (found[:, :3] != action[:, :3]).all(-1)
+    assert abs(float(moved.float().mean()) - 0.2) < 0.02
+    assert torch.equal(found[~moved], action[~moved]) and torch.equal(found[:, 3:], action[:, 3:])
+    assert found[moved, :3].abs().max() <= 0.1 and abs(float(found[moved, :3].std()) - 0.1 / 3**0.5) < 0.003 and abs(float(found[moved, :3].mean())) < 0.005
+    assert torch.equal(jolted(action[:1], 1.0, generators(7), LIMIT)[0, :3], jolted(action[:2], 1.0, generators(3, 7), LIMIT)[1, :3])
+    assert torch.equal(jolted(action, 0.0, generators(*range(4000)), LIMIT), action)
 
 
 def test_a_slip_begins_by_chance_and_lasts_three_actions():
