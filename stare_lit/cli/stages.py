@@ -1,6 +1,6 @@
 """``stare stages``: draws one episode with its stages, to see whether a separator is right."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from stare_lit.envs.factory import check_renderer
 from stare_lit.envs.robots import robot_of
@@ -31,7 +31,7 @@ def stages(
     Args:
         task: environment id.
         episode: which seed of the split, from 0.
-        split: seeds to take it from; of the test split look at none while you still change things.
+        split: seeds to take it from; of the test split look at none while you still change things. official draws the benchmark's own picture.
         checkpoint: policy folder that acts; null: the task's scripted expert.
         temperature: of the policy's tokens; 0 is greedy.
         action_noise: standard deviation of noise on the expert's translations.
@@ -50,7 +50,11 @@ def stages(
     if checkpoint is not None and cameras:
         raise ValueError(f"cameras={list(cameras)}: the policy of checkpoint={checkpoint!r} sees through its own; leave one of the two out")
     policy = None if checkpoint is None else VLAPolicy.from_pretrained(checkpoint)
-    seen = {"cameras": cameras or None} if policy is None else {}
+    seen: dict[str, Any] = {"cameras": cameras or None} if policy is None else {}
+    if split == "official":
+        if image_size is not None:
+            raise ValueError(f"image_size={image_size}: split='official' draws the benchmark's picture, 640 x 480; leave it out, or choose another split")
+        seen["picture"], visuals = "official", "exact" if visuals == "auto" else visuals
     size = (128 if policy is None else policy.config.image_size) if image_size is None else image_size
     ends = not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success
     found = record_episode(

@@ -93,6 +93,13 @@ def test_the_command_writes_a_picture(tmp_path, capsys):
         stages(task="Nope-v0", output=str(tmp_path / "x.png"))
 
 
+def test_the_official_split_is_drawn_through_its_own_camera(simulated, tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr("stare_lit.cli.stages.save", lambda found, output: shown.update(image=found.images[0]))
+    stages(task=simulated("PutCarrotOnPlateInScene-v1"), split="official", output=str(tmp_path / "x.png"))
+    assert tuple(shown["image"].shape) in ((3, 480, 640), (480, 640, 3))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -103,6 +110,7 @@ def test_the_command_writes_a_picture(tmp_path, capsys):
         ({"cameras": ("hand_camera",), "checkpoint": "runs/x"}, "Toy-v0 is seen from above alone"),
         ({"cameras": ("hand_camera",), "checkpoint": "runs/x", "task": "StackCube-v1"}, "cameras=.*checkpoint='runs/x' sees through its own"),
         ({"temperature": 5.0}, "temperature=5.0: is for a policy"),
+        ({"task": "PutCarrotOnPlateInScene-v1", "split": "official", "image_size": 64}, "image_size=64: split='official' draws the benchmark's picture"),
     ],
 )
 def test_the_command_ignores_no_setting(settings, message, tmp_path):
