@@ -37,7 +37,7 @@ def demos(
         observation: state records the privileged low-dimensional observation and renders nothing.
         cameras: names of the task's cameras, such as [base_camera, hand_camera] of StackCube-v1; by default the robot's own one.
         gripper_noise: probability of each action with which the gripper begins to do the opposite of what it is told, for three actions.
-        arm_noise: probability of each action with which the arm moves at random instead, up to its longest step along each axis.
+        arm_noise: probability of each action with which the arm moves at random instead; an episode then begins with up to three such moves.
         first_seed: seeds are tried from here on, up to the end of the training range.
         keep_failures: also store failed episodes, in <out>/failures.
         num_workers: processes; by default one for each core, 0 runs in this one.

@@ -15,7 +15,7 @@ from stare_lit.data.trajectories import TrajectoryMetadata
 from stare_lit.envs.factory import TOY, check_renderer
 from stare_lit.envs.robots import robot_of
 from stare_lit.experts.make import REVISIONS, make_demonstrator
-from stare_lit.experts.noise import disturbed, jolted, slipping
+from stare_lit.experts.noise import disturbed, jolted, random_starts, slipping
 from stare_lit.types import Expert
 
 EXECUTED_ACTION = "executed_action"
@@ -46,8 +46,9 @@ class DemoSettings:
         cameras: names of the task's cameras; none is the robot's own one.
         gripper_noise: probability of each action with which the gripper begins to do the opposite of what it is told, for three actions: the label goes
             on saying what to do, so that the data shows how to go on from a gripper that closed on nothing or let something fall (ours).
-        arm_noise: probability of each action with which the arm moves at random instead, up to its longest step along each axis: shows how to go on
-            from where no demonstrator would go, such as low down beside the object (ours).
+        arm_noise: probability of each action with which the arm moves at random instead, up to its longest step along each axis (a WidowX turns, too):
+            shows how to go on from where no demonstrator would go, such as low down beside the object. Above 0 an episode begins with up to three
+            such moves: a tool that already turns says to which side, and a policy that goes by this never looks at the object (ours).
     """
 
     task: str
@@ -134,6 +135,7 @@ def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], noise: tuple[float
     num, (action_noise, gripper_noise, arm_noise) = env.batch_size.numel(), noise
     filled = seeds + [seeds[-1]] * (num - len(seeds))  # the copies are dropped again
     generators = [torch.Generator().manual_seed(seed) for seed in filled]
+    starts = random_starts(generators) if arm_noise else torch.zeros(num, dtype=torch.int64)
     expert.reset()
     tensordict = env.reset(seed=filled)
     running, lasted, slips = torch.ones(num, dtype=torch.bool), torch.zeros(num, dtype=torch.int64), torch.zeros(num, dtype=torch.int64)
@@ -144,7 +146,8 @@ def _run_wave(env: EnvBase, expert: Expert, seeds: list[int], noise: tuple[float
             action = expert.act(env).reshape(num, ACTION_DIM).float()
             executed = disturbed(action, action_noise, generators, env.action_limit)
             if arm_noise:
-                executed = jolted(executed, arm_noise, generators, env.action_limit)
+                chance = torch.where(len(rows) < starts, 1.0, arm_noise)
+                executed = jolted(executed, chance, generators, env.action_limit, robot_of(env.task).corrected)
             if gripper_noise:
                 slips = slipping(slips, gripper_noise, generators)
                 executed[:, -1] = torch.where(slips > 0, -executed[:, -1], executed[:, -1])

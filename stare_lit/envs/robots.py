@@ -14,6 +14,7 @@ class Robot:
         tool: the link between the fingertips.
         action_limit: greatest absolute value of each number of an action. A Panda's actions are shares of its longest step, in [-1, 1];
             WidowX's are metres and radians (its controller takes more; nobody needs more in a step of 0.2 s).
+        corrected: numbers of an action in which its demonstrators correct whatever happened: a Panda's never turn.
         steps_per_second: control steps of the robot's own time.
         judged_at_end: the benchmark counts success at the last step, so an episode is not over when it first succeeds.
     """
@@ -23,17 +24,19 @@ class Robot:
     camera: str
     tool: str
     action_limit: tuple[float, ...]
+    corrected: tuple[int, ...]
     steps_per_second: int
     judged_at_end: bool
 
 
-PANDA = Robot((), "pd_ee_delta_pose", "base_camera", "panda_hand_tcp", (1.0,) * 7, steps_per_second=20, judged_at_end=False)
+PANDA = Robot((), "pd_ee_delta_pose", "base_camera", "panda_hand_tcp", (1.0,) * 7, (0, 1, 2), steps_per_second=20, judged_at_end=False)
 WIDOWX = Robot(
     assets=("widowx250s",),
     control_mode="arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos",
     camera="3rd_view_camera",
     tool="ee_gripper_link",
     action_limit=(0.05,) * 3 + (0.4,) * 3 + (1.0,),
+    corrected=(0, 1, 2, 5),
     steps_per_second=5,
     judged_at_end=True,
 )

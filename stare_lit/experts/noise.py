@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+START = 3
+"""Actions: most of them that are jolts at the beginning of an episode."""
+
 SLIP = 3
 """Actions: long enough for a WidowX's fingers to close on nothing, or to let something fall."""
 
@@ -24,17 +27,23 @@ def disturbed(action: Tensor, std: float, generators: Sequence[torch.Generator],
     return (action + noise * high).clamp(-high, high)
 
 
-def jolted(action: Tensor, probability: float, generators: Sequence[torch.Generator], limit: Sequence[float]) -> Tensor:
-    """``action`` whose translations are, by chance, random ones instead: up to the longest step along each axis.
+def jolted(action: Tensor, probability: Tensor, generators: Sequence[torch.Generator], limit: Sequence[float], moves: Sequence[int]) -> Tensor:
+    """``action`` whose moves are, by chance, random ones instead: up to the longest step.
 
     Args:
         action, generators, limit: as of `disturbed`.
-        probability: of each of the N to be jolted.
+        probability: float32 [N], of each to be jolted.
+        moves: which numbers of the action are random then.
     """
-    chance, *moves = torch.stack([torch.rand(4, generator=generator) for generator in generators]).unbind(1)
+    chance, *drawn = torch.stack([torch.rand(1 + len(moves), generator=generator) for generator in generators]).unbind(1)
     jolt = action.clone()
-    jolt[:, :3] = (2 * torch.stack(moves, 1) - 1) * torch.tensor(limit[:3])
+    jolt[:, moves] = (2 * torch.stack(drawn, 1) - 1) * torch.tensor(limit)[list(moves)]
     return torch.where((chance < probability)[:, None], jolt, action)
+
+
+def random_starts(generators: Sequence[torch.Generator]) -> Tensor:
+    """Jolts int64 [N] with which each episode begins, up to `START`: where the arm has been no longer tells where it has to go."""
+    return torch.stack([torch.randint(START + 1, (), generator=generator) for generator in generators])
 
 
 def slipping(left: Tensor, probability: float, generators: Sequence[torch.Generator]) -> Tensor:

@@ -1,8 +1,9 @@
 """Noise on a demonstrator's actions."""
 
+import pytest
 import torch
 
-from stare_lit.experts.noise import disturbed, jolted, slipping
+from stare_lit.experts.noise import START, disturbed, jolted, random_starts, slipping
 
 LIMIT = (0.1,) * 3 + (0.5,) * 3 + (1.0,)
 
@@ -26,15 +27,27 @@ def test_each_row_by_its_own_generator_and_within_the_limits():
     assert torch.equal(disturbed(action, 0.0, generators(4, 5), LIMIT), action)
 
 
-def test_a_jolt_replaces_the_move_of_the_arm_by_chance():
-    action = torch.full((4000, 7), 0.03)
-    found = jolted(action, 0.2, generators(*range(4000)), LIMIT)
+def test_a_jolt_replaces_the_moves_by_chance():
+    action, often = torch.full((4000, 7), 0.03), torch.full((4000,), 0.2)
+    found = jolted(action, often, generators(*range(4000)), LIMIT, (0, 1, 2, 5))
     moved = (found[:, :3] != action[:, :3]).all(-1)
     assert abs(float(moved.float().mean()) - 0.2) < 0.02
-    assert torch.equal(found[~moved], action[~moved]) and torch.equal(found[:, 3:], action[:, 3:])
-    assert found[moved, :3].abs().max() <= 0.1 and abs(float(found[moved, :3].std()) - 0.1 / 3**0.5) < 0.003 and abs(float(found[moved, :3].mean())) < 0.005
-    assert torch.equal(jolted(action[:1], 1.0, generators(7), LIMIT)[0, :3], jolted(action[:2], 1.0, generators(3, 7), LIMIT)[1, :3])
-    assert torch.equal(jolted(action, 0.0, generators(*range(4000)), LIMIT), action)
+    assert torch.equal(found[~moved], action[~moved]) and torch.equal(found[:, [3, 4, 6]], action[:, [3, 4, 6]])
+    for number, limit in ((0, 0.1), (2, 0.1), (5, 0.5)):
+        drawn = found[moved, number]
+        assert drawn.abs().max() <= limit and abs(float(drawn.std()) - limit / 3**0.5) < 0.05 * limit and abs(float(drawn.mean())) < 0.1 * limit
+    assert torch.equal(jolted(action, often, generators(*range(4000)), LIMIT, (0, 1, 2))[:, 3:], action[:, 3:])
+
+
+def test_a_jolt_is_a_matter_of_each_rows_own_generator_and_probability():
+    action = torch.full((2, 7), 0.03)
+    both = jolted(action, torch.tensor([0.0, 1.0]), generators(3, 7), LIMIT, (0, 1, 2))
+    assert torch.equal(both[0], action[0])
+    assert torch.equal(both[1:], jolted(action[:1], torch.ones(1), generators(7), LIMIT, (0, 1, 2)))
+
+
+def test_an_episode_begins_with_none_to_three_jolts():
+    assert random_starts(generators(*range(400))).bincount().tolist() == pytest.approx([100] * (START + 1), abs=30)
 
 
 def test_a_slip_begins_by_chance_and_lasts_three_actions():
