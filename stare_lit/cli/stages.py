@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from stare_lit.cli.eval import OFFICIAL_VIEW
 from stare_lit.envs.factory import check_renderer
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.seeds import Split, split_seeds
@@ -54,12 +55,14 @@ def stages(
     if split == "official":
         if image_size is not None:
             raise ValueError(f"image_size={image_size}: split='official' draws the benchmark's picture, 640 x 480; leave it out, or choose another split")
-        seen["picture"], visuals = "official", "exact" if visuals == "auto" else visuals
+        seen |= OFFICIAL_VIEW
+    if visuals != "auto":
+        seen["visuals"] = visuals
     size = (128 if policy is None else policy.config.image_size) if image_size is None else image_size
     ends = not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success
     found = record_episode(
         task, seed, policy=policy, reward=reward, temperature=temperature, action_noise=action_noise, terminate_on_success=ends,
-        image_size=size, visuals=visuals, **seen,
+        image_size=size, **seen,
     )  # fmt: skip
     out = console()
     out.print(terminal(found))
