@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from torchrl.envs.transforms import ActionChunkTransform
 
 from stare_lit import keys
+from stare_lit.experts.noise import START
 
 IMAGE_SHIFT = "image_shift"
 """Key of the shift drawn for each sample, int64 [B, 2], rows and columns, 0..2*pad."""
@@ -135,6 +136,12 @@ def action_chunks(actions: Tensor, lengths: Tensor, chunk_size: int) -> tuple[Te
     done[lengths.cumsum(0) - 1] = True
     tensordict = ActionChunkTransform(chunk_size)(TensorDict({keys.ACTION: actions, "next": {"done": done}}))
     return tensordict[keys.ACTION_CHUNK].contiguous(), tensordict[keys.ACTION_IS_PAD].contiguous()
+
+
+def start_repeated(lengths: Tensor, repeats: int) -> Tensor:
+    """Row numbers int64 [M'] of episodes of ``lengths`` [E] rows, one after the other, where each of an episode's first `START` rows stands ``repeats`` times."""
+    early = torch.cat([torch.arange(length) for length in lengths.tolist()]) < START
+    return torch.arange(len(early)).repeat_interleave(1 + (repeats - 1) * early)
 
 
 def random_shift(images: Tensor, shift: Tensor, max_shift: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from stare_lit import keys
-from stare_lit.data.batches import IMAGE_SHIFT, BatchLoader, action_chunks, random_shift
+from stare_lit.data.batches import IMAGE_SHIFT, BatchLoader, action_chunks, random_shift, start_repeated
 from stare_lit.data.collect import collect_demos
 from stare_lit.data.demonstrator import DemoSettings
 from stare_lit.data.metadata import read_metadata
@@ -38,6 +38,8 @@ class DemoDataModule(LightningDataModule):
         chunk_size: H, actions that the policy predicts at once.
         image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise, arm_noise: how demonstrations
             are made; a folder made otherwise is refused.
+        start_repeats: how often an epoch serves each of an episode's first three decisions (the others: once). In these nothing that the arm has done
+            tells where it has to go; they are a tenth of the decisions, and served once a small policy has not learnt them when training ends (ours).
         max_shift: random shift of the training images by up to so many pixels, 0 for none.
         num_workers: processes that make missing demonstrations; None takes one for each core.
         seed: of the order of the batches and the shifts.
@@ -61,6 +63,7 @@ class DemoDataModule(LightningDataModule):
         cameras: tuple[str, ...] = (),
         gripper_noise: float = 0.0,
         arm_noise: float = 0.0,
+        start_repeats: int = 1,
         max_shift: int = 0,
         num_workers: int | None = None,
         seed: int = 0,
@@ -68,7 +71,7 @@ class DemoDataModule(LightningDataModule):
         super().__init__()
         for name, value, least in (
             ("num_episodes", num_episodes, 1), ("val_episodes", val_episodes, 0), ("batch_size", batch_size, 1),
-            ("chunk_size", chunk_size, 1), ("max_shift", max_shift, 0),
+            ("chunk_size", chunk_size, 1), ("start_repeats", start_repeats, 1), ("max_shift", max_shift, 0),
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"{name}={value}: at least {least}")
@@ -80,7 +83,7 @@ class DemoDataModule(LightningDataModule):
         own = self.settings.folder.with_name(self.settings.folder.name + (f"-from{first_seed}" if first_seed else ""))
         self.folder = own if folder is None else Path(folder)
         self.num_episodes, self.val_episodes, self.batch_size, self.chunk_size = num_episodes, val_episodes, batch_size, chunk_size
-        self.max_shift, self.num_workers, self.seed = max_shift, num_workers, seed
+        self.start_repeats, self.max_shift, self.num_workers, self.seed = start_repeats, max_shift, num_workers, seed
         self._texts = [NonTensorData(text) for text in self.instructions]
         self._rows: TensorDict | None = None
         self._val_rows: TensorDict | None = None
@@ -118,7 +121,7 @@ class DemoDataModule(LightningDataModule):
         statistics = ActionStatistics.from_actions(rows[keys.ACTION_CHUNK][:, 0])
         self._statistics = replace(statistics, mask=(True,) * (len(statistics.mask) - 1) + (False,))
         self._val_rows = self._with_chunks(stored, episodes[self.num_episodes :]) if self.val_episodes else None
-        self._rows = rows
+        self._rows = rows if self.start_repeats == 1 else rows[start_repeated(stored.episodes["length"][episodes[: self.num_episodes]], self.start_repeats)]
 
     def _trajectories(self, *, verify: bool = False) -> Trajectories:
         """The folder's trajectories; refuses others than the settings ask for. Imported ones were not made by our settings, but show what a policy sees."""

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from tensordict import TensorDict
 
-from stare_lit.data.batches import IMAGE_SHIFT, BatchLoader, action_chunks, random_shift
+from stare_lit.data.batches import IMAGE_SHIFT, BatchLoader, action_chunks, random_shift, start_repeated
 
 ROWS = TensorDict({"row": torch.arange(23)}, [23])
 
@@ -31,6 +31,12 @@ def test_chunks_of_one() -> None:
     chunk, is_pad = action_chunks(actions, torch.tensor([2, 2]), 1)
     assert torch.equal(chunk[:, 0], actions)
     assert not is_pad.any()
+
+
+def test_start_repeated_by_hand() -> None:
+    lengths = torch.tensor([5, 2])
+    assert start_repeated(lengths, 2).tolist() == [0, 0, 1, 1, 2, 2, 3, 4, 5, 5, 6, 6]
+    assert start_repeated(lengths, 1).tolist() == list(range(7))
 
 
 def test_random_shift_by_hand() -> None:

@@ -180,6 +180,15 @@ class TestDataModule:
         assert torch.equal(data._rows[keys.ACTION_CHUNK][start : start + length - 2], padded[keys.ACTION][0].unfold(0, 3, 1).transpose(1, 2))
         assert data._rows[keys.ACTION_IS_PAD][start + length - 1].tolist() == [False, True, True]
 
+    def test_starts_are_served_more_often_in_training_only(self, folder: str) -> None:
+        once, often = (DemoDataModule(**TOY, folder=folder, num_episodes=10, val_episodes=2, chunk_size=2, start_repeats=repeats) for repeats in (1, 3))
+        once.setup("fit"), often.setup("fit")
+        assert len(often._rows) == len(once._rows) + 10 * 3 * 2
+        assert torch.equal(often._rows[keys.ACTION_CHUNK][:9:3], once._rows[keys.ACTION_CHUNK][:3])  # three times each, then the fourth decision
+        assert torch.equal(often._rows[keys.ACTION_CHUNK][9], once._rows[keys.ACTION_CHUNK][3])
+        assert len(often._val_rows) == len(once._val_rows)
+        assert often.action_statistics == once.action_statistics
+
     def test_action_statistics(self, folder: str) -> None:
         data = DemoDataModule(**TOY, folder=folder, num_episodes=12)
         with pytest.raises(RuntimeError, match="prepare_data"):
@@ -199,6 +208,7 @@ class TestDataModule:
             ({"num_episodes": 13}, "num_episodes=13 .* holds 12 demonstrations; make more with `stare demos"),
             ({"chunk_size": 100}, "chunk_size=100 is longer"),
             ({"batch_size": 0}, "batch_size=0"),
+            ({"start_repeats": 0}, "start_repeats=0: at least 1"),
         ],
     )
     def test_bad_input(self, folder: str, change: dict, message: str) -> None:
