@@ -139,7 +139,7 @@ def action_chunks(actions: Tensor, lengths: Tensor, chunk_size: int) -> tuple[Te
 
 
 def start_repeated(lengths: Tensor, repeats: int) -> Tensor:
-    """Row numbers int64 [M'] of episodes of ``lengths`` [E] rows, one after the other, where each of an episode's first `START` rows stands ``repeats`` times."""
+    """Row numbers int64 [M'] of episodes of ``lengths`` [E] rows, one after the other; each of an episode's first `START` rows ``repeats`` times."""
     early = torch.cat([torch.arange(length) for length in lengths.tolist()]) < START
     return torch.arange(len(early)).repeat_interleave(1 + (repeats - 1) * early)
 

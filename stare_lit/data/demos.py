@@ -39,7 +39,7 @@ class DemoDataModule(LightningDataModule):
         image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise, arm_noise: how demonstrations
             are made; a folder made otherwise is refused.
         start_repeats: how often an epoch serves each of an episode's first three decisions (the others: once). In these nothing that the arm has done
-            tells where it has to go; they are a tenth of the decisions, and served once a small policy has not learnt them when training ends (ours).
+            tells where it has to go; they are a tenth of the decisions, and a small policy learns them last (ours).
         max_shift: random shift of the training images by up to so many pixels, 0 for none.
         num_workers: processes that make missing demonstrations; None takes one for each core.
         seed: of the order of the batches and the shifts.
