@@ -112,7 +112,7 @@ class TestCollect:
     def test_a_jolted_arm_moves_the_executed_action_only(self) -> None:
         data, table = run_expert(ToyEnv(64, image_size=16), ToyExpert(), list(range(64)), arm_noise=0.1)
         jolted = (data[EXECUTED_ACTION][:, :3] != data[keys.ACTION][:, :3]).any(-1)
-        assert 0.1 < jolted.float().mean() < 0.3  # a tenth, and one and a half at the beginning of an episode
+        assert 0.15 < jolted.float().mean() < 0.25  # a tenth, and one and a half of the fourteen at the beginning of an episode
         assert torch.equal(data[EXECUTED_ACTION][:, 3:], data[keys.ACTION][:, 3:])
         assert table["success"].float().mean() > 0.9  # it goes on from there
 
