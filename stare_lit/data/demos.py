@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from stare_lit import keys
-from stare_lit.data.batches import IMAGE_SHIFT, BatchLoader, action_chunks, random_shift, start_repeated
+from stare_lit.data.batches import IMAGE_SHIFT, BatchLoader, ServedRows, action_chunks, random_shift, start_repeated
 from stare_lit.data.collect import collect_demos
 from stare_lit.data.demonstrator import DemoSettings
 from stare_lit.data.metadata import read_metadata
@@ -86,6 +86,7 @@ class DemoDataModule(LightningDataModule):
         self.start_repeats, self.max_shift, self.num_workers, self.seed = start_repeats, max_shift, num_workers, seed
         self._texts = [NonTensorData(text) for text in self.instructions]
         self._rows: TensorDict | None = None
+        self._served: Tensor | None = None
         self._val_rows: TensorDict | None = None
         self._statistics: ActionStatistics | None = None
 
@@ -117,11 +118,15 @@ class DemoDataModule(LightningDataModule):
         if len(episodes) < wanted:
             raise ValueError(f"num_episodes={self.num_episodes} and val_episodes={self.val_episodes}: {self.folder} holds {len(episodes)} demonstrations; "
                              f"make more with `stare demos --task {self.settings.task} --num_episodes {wanted} --out {self.folder}`")  # fmt: skip
-        rows = self._with_chunks(stored, episodes[: self.num_episodes])
+        training, validation = episodes.tensor_split([self.num_episodes])
+        self._val_rows = self._with_chunks(stored, validation) if self.val_episodes else None
+        self._hold(self._with_chunks(stored, training), start_repeated(stored.episodes["length"][training], self.start_repeats))
+
+    def _hold(self, rows: TensorDict, served: Tensor) -> None:
+        """Keeps the training rows, of which row numbers ``served`` make an epoch, and the statistics of their actions."""
         statistics = ActionStatistics.from_actions(rows[keys.ACTION_CHUNK][:, 0])
         self._statistics = replace(statistics, mask=(True,) * (len(statistics.mask) - 1) + (False,))
-        self._val_rows = self._with_chunks(stored, episodes[self.num_episodes :]) if self.val_episodes else None
-        self._rows = rows if self.start_repeats == 1 else rows[start_repeated(stored.episodes["length"][episodes[: self.num_episodes]], self.start_repeats)]
+        self._rows, self._served = rows, served
 
     def _trajectories(self, *, verify: bool = False) -> Trajectories:
         """The folder's trajectories; refuses others than the settings ask for. Imported ones were not made by our settings, but show what a policy sees."""
@@ -158,7 +163,7 @@ class DemoDataModule(LightningDataModule):
     # -- loaders -------------------------------------------------------------------------------------------------------
     def train_dataloader(self) -> BatchLoader:
         """Shuffled batches without end effects: each epoch serves whole batches only."""
-        return self._loader(self._rows, shuffle=True, max_shift=self.max_shift)
+        return self._loader(self._rows, served=self._served, shuffle=True, max_shift=self.max_shift)
 
     def val_dataloader(self) -> BatchLoader | DataLoader | list:
         """The demonstrations kept apart, in order; none where ``val_episodes`` is 0."""
@@ -170,11 +175,12 @@ class DemoDataModule(LightningDataModule):
         """No data: a test is success in the simulator."""
         return simulator_only()
 
-    def _loader(self, rows: TensorDict | None, *, shuffle: bool, max_shift: int = 0) -> BatchLoader:
+    def _loader(self, rows: TensorDict | None, *, shuffle: bool, served: Tensor | None = None, max_shift: int = 0) -> BatchLoader:
         if rows is None:
             raise RuntimeError("no demonstrations yet: call prepare_data() and setup() first (a Trainer does)")
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        return BatchLoader(rows, self.batch_size, seed=self.seed, shuffle=shuffle, max_shift=max_shift, rank=rank, world_size=world_size)
+        data = rows if served is None else ServedRows(rows, served)
+        return BatchLoader(data, self.batch_size, seed=self.seed, shuffle=shuffle, max_shift=max_shift, rank=rank, world_size=world_size)
 
     def on_before_batch_transfer(self, batch: TensorDict | None, dataloader_idx: int) -> TensorDict | None:
         """Writes the instructions' text."""

@@ -1,18 +1,17 @@
 """Demonstrations of several tasks for one policy, which has only the instruction to tell them apart."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from tensordict import NonTensorData, TensorDict
+from torch import Tensor
 
 from stare_lit import keys
 from stare_lit.data.demos import DemoDataModule
 from stare_lit.data.metadata import read_metadata
 from stare_lit.data.phase import fitting
 from stare_lit.envs.factory import TOY
-from stare_lit.models.vla import ActionStatistics
 
 
 class MultiTaskDemoDataModule(DemoDataModule):
@@ -66,18 +65,19 @@ class MultiTaskDemoDataModule(DemoDataModule):
             return
         _check_sizes({part.task: size for part in self.parts if (size := _stored_size(part)) is not None})
         train: list[TensorDict] = []
+        served: list[Tensor] = []
         validation: list[TensorDict] = []
         for part in self.parts:
             part.trainer = self.trainer
             part.setup(stage)
+            served.append(part._served + sum(map(len, train)))
             own = torch.tensor([self.instructions.index(text) for text in part.instructions])
             for rows, kept in ((part._rows, train), (part._val_rows, validation)):
                 if rows is not None:
                     kept.append(rows.set(keys.INSTRUCTION_ID, own[rows[keys.INSTRUCTION_ID]]))
             part._rows = part._val_rows = None  # held once
-        self._rows, self._val_rows = torch.cat(train), torch.cat(validation) if validation else None
-        statistics = ActionStatistics.from_actions(self._rows[keys.ACTION_CHUNK][:, 0])
-        self._statistics = replace(statistics, mask=(True,) * (len(statistics.mask) - 1) + (False,))
+        self._val_rows = torch.cat(validation) if validation else None
+        self._hold(torch.cat(train), torch.cat(served))
 
 
 def _stored_size(part: DemoDataModule) -> int | None:

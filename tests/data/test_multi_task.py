@@ -80,7 +80,12 @@ def test_states_of_different_sizes_are_refused_before_they_are_joined(states, mo
 @pytest.mark.usefixtures("vulkan")
 def test_states_of_one_size_are_joined(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = MultiTaskDemoDataModule([PUSH, PULL], observation="state", num_episodes=2, batch_size=4, chunk_size=2, num_workers=0)
+    settings = {"observation": "state", "num_episodes": 2, "batch_size": 1, "chunk_size": 2, "num_workers": 0}
+    data, often = (MultiTaskDemoDataModule([PUSH, PULL], **settings, start_repeats=repeats) for repeats in (1, 3))
     data.prepare_data()
-    data.setup("fit")
-    assert next(iter(data.train_dataloader()))[keys.STATE].shape == (4, 35)
+    data.setup("fit"), often.setup("fit")
+    served = [torch.cat([batch.select(keys.STATE, keys.INSTRUCTION_ID) for batch in loader.train_dataloader()]) for loader in (data, often)]
+    assert served[0][keys.STATE].shape[1] == 35
+    for task in (0, 1):  # two more of each episode's first three decisions, of both tasks
+        assert (served[1][keys.INSTRUCTION_ID] == task).sum() == (served[0][keys.INSTRUCTION_ID] == task).sum() + 2 * 3 * 2
+    assert often.action_statistics == data.action_statistics
