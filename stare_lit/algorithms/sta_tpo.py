@@ -28,6 +28,7 @@ class StaTPOModule(PhaseModule):
         policy: a ``types.Policy``; the reference is this policy as it is handed in.
         beta: sharpness of the preference; about 1 for ``reduction="mean"``, 0.1 for "sum".
         lmbda: weight of the stage cost, a margin inside the sigmoid; 0 for TPO and for StA-TPO without cost.
+        rpo_alpha: weight of the negative log-likelihood of what is preferred (RPO); 0 is the paper's loss, whose policies may unlearn both sides.
         reduction: log-ratio of a stage as the mean over its decisions (StARe-VLA) or their sum (GRAPE).
         temperature: of the log-probabilities, in training as in the reference.
         learning_rate: of AdamW, after the warm-up.
@@ -45,6 +46,7 @@ class StaTPOModule(PhaseModule):
         *,
         beta: float = 1.0,
         lmbda: float = 1.0,
+        rpo_alpha: float = 0.0,
         reduction: Literal["mean", "sum"] = "mean",
         temperature: float = 1.0,
         learning_rate: float = 2e-5,
@@ -57,16 +59,17 @@ class StaTPOModule(PhaseModule):
         for name, value, good in (
             ("beta", beta, beta > 0),
             ("lmbda", lmbda, lmbda >= 0),
+            ("rpo_alpha", rpo_alpha, rpo_alpha >= 0),
             ("temperature", temperature, temperature > 0),
             ("learning_rate", learning_rate, learning_rate > 0),
             ("warmup_steps", warmup_steps, warmup_steps >= 0),
             ("micro_batch_size", micro_batch_size, micro_batch_size is None or micro_batch_size > 0),
         ):
             if not good:
-                raise ValueError(f"{name}={value}: must be {'at least 0' if name in ('lmbda', 'warmup_steps') else 'above 0'}")
+                raise ValueError(f"{name}={value}: must be {'at least 0' if name in ('lmbda', 'rpo_alpha', 'warmup_steps') else 'above 0'}")
         super().__init__(policy, lora, train_value_head=False, checkpointing=checkpointing)
         self.save_hyperparameters(ignore=["policy"], logger=False)
-        self.beta, self.lmbda, self.reduction, self.temperature = beta, lmbda, reduction, temperature
+        self.beta, self.lmbda, self.rpo_alpha, self.reduction, self.temperature = beta, lmbda, rpo_alpha, reduction, temperature
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.micro_batch_size = micro_batch_size
 
@@ -94,7 +97,7 @@ class StaTPOModule(PhaseModule):
         log_ratios = log_ratio.new_zeros(shape).index_put(place, log_ratio)
         stages = batch["stage_index"].new_full(shape, -1).index_put(place, batch["stage_index"])
         tensors = (*log_ratios.chunk(2), *stages.chunk(2), *cost, preferred)
-        return sta_tpo_loss(*tensors, beta=self.beta, lmbda=self.lmbda, reduction=self.reduction)  # type: ignore[misc]
+        return sta_tpo_loss(*tensors, beta=self.beta, lmbda=self.lmbda, rpo_alpha=self.rpo_alpha, reduction=self.reduction)  # type: ignore[misc]
 
     def _log_prob(self, decisions: TensorDictBase) -> Tensor:
         """log pi(a_t | s_t) [M] over the executed tokens, float32."""

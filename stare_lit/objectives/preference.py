@@ -40,12 +40,14 @@ def sta_tpo_loss(
     *,
     beta: float,
     lmbda: float,
+    rpo_alpha: float = 0.0,
     reduction: Reduction = "mean",
 ) -> LossOutput:
     """Stage-aware trajectory preference::
 
         q_hat(tau^(k)) = q(tau^(k)) - lambda l_k(tau^(k))                          (paper)
         L = sum_p mean_{k : pair} -log sigmoid(beta s_pk (q_hat(a_p^(k)) - q_hat(b_p^(k))))    (paper; the mean over stage pairs is ours)
+            - alpha q(w_p^(k))                                                     (w the winner; peer: RPO, arXiv 2404.19733; alpha 0 in the paper)
 
     ``log_ratio_*`` holds ``log pi(a_t|s_t) - log pi_ref(a_t|s_t)`` per decision, summed over the executed tokens; ``stage_*`` the stage of
     each decision (-1 or K: not counted). q is their mean over the stage (``reduction="sum"``: GRAPE's sum, peer). ``cost_*`` is l_k in
@@ -54,15 +56,19 @@ def sta_tpo_loss(
 
     ``weight`` is the number of trajectory pairs with at least one stage pair; others do not count. Equal log-ratios and costs give log 2.
     l_k has no parameters, so lambda acts as a margin: a pair that is clear by cost gets a *smaller* gradient.
+    The preference alone is content when both sides get less likely, the loser faster; ``rpo_alpha`` holds on to the winner's actions: its term is their
+    negative log-likelihood over the stage, less that of the reference, which has no gradient.
     ``metrics`` (over stage pairs): ``accuracy`` (log-ratio gap > 0), ``gap`` (winner's q minus loser's), ``chosen`` and ``rejected`` (their q).
 
     **TPO** is this with K = 1 and zero costs: ``stage`` 0 on every real decision, ``preferred`` [P, 1]; there is no other function for it.
-    Raises ``ValueError`` for beta <= 0, lmbda < 0 or another reduction.
+    Raises ``ValueError`` for beta <= 0, lmbda < 0, rpo_alpha < 0 or another reduction.
     """
     if beta <= 0:
         raise ValueError(f"beta: {beta} must be positive (about 1 for means, 0.1 for sums)")
     if lmbda < 0:
         raise ValueError(f"lmbda: {lmbda} must not be negative; 0 leaves the stage cost out")
+    if rpo_alpha < 0:
+        raise ValueError(f"rpo_alpha: {rpo_alpha} must not be negative; 0 is the preference alone")
     num_stages = preferred.shape[1]
     q_a, _ = segment_mean(log_ratio_a, stage_a, num_stages, reduction=reduction)
     q_b, _ = segment_mean(log_ratio_b, stage_b, num_stages, reduction=reduction)
@@ -70,15 +76,15 @@ def sta_tpo_loss(
     is_pair = sign != 0
     gap = sign * (q_a - q_b)
     cost_gap = torch.where(is_pair, sign * (cost_a - cost_b), torch.zeros_like(gap))
-    stage_loss = -F.logsigmoid(beta * (gap - lmbda * cost_gap))
+    chosen, rejected = torch.where(sign > 0, q_a, q_b), torch.where(sign > 0, q_b, q_a)
+    stage_loss = -F.logsigmoid(beta * (gap - lmbda * cost_gap)) - rpo_alpha * chosen
     num_pairs = is_pair.sum(-1).to(stage_loss.dtype)
     pair_loss = torch.where(is_pair, stage_loss, torch.zeros_like(stage_loss)).sum(-1) / num_pairs.clamp_min(1.0)
     with torch.no_grad():
-        wins = sign > 0
         metrics = {
             "accuracy": masked_mean((gap > 0).to(gap.dtype), is_pair),
             "gap": masked_mean(gap, is_pair),
-            "chosen": masked_mean(torch.where(wins, q_a, q_b), is_pair),
-            "rejected": masked_mean(torch.where(wins, q_b, q_a), is_pair),
+            "chosen": masked_mean(chosen, is_pair),
+            "rejected": masked_mean(rejected, is_pair),
         }
     return LossOutput(pair_loss.sum(), (num_pairs > 0).sum().to(pair_loss.dtype), metrics)

@@ -105,6 +105,15 @@ def test_training_prefers_the_winners_and_reports_it(folder, tmp_path):
     assert {"train/chosen", "train/rejected", "train/stage_pairs/reach", "val/loss", "val/accuracy"} <= metrics.keys()
 
 
+def test_rpo_alpha_keeps_what_is_preferred_likely(folder, tmp_path):
+    chosen = []
+    for alpha in (0.0, 1.0):
+        run = trainer(tmp_path / str(alpha), max_epochs=10, limit_train_batches=1.0)
+        run.fit(StaTPOModule(small_policy(), lmbda=0.0, rpo_alpha=alpha, learning_rate=1e-3, warmup_steps=2), data(folder, batch_size=64))
+        chosen.append(run.callback_metrics["train/chosen"])
+    assert chosen[1] > chosen[0] + 0.1 and chosen[1] > 0
+
+
 def test_adapter_training_leaves_the_reference_untouched(folder, tmp_path):
     policy = small_policy()
     before = {name: value.clone() for name, value in policy.state_dict().items()}
@@ -132,7 +141,7 @@ def test_lmbda_without_stage_cost_is_refused_before_any_work(tmp_path):
         module.loss(batch)
 
 
-@pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("lmbda", -1.0), ("temperature", 0.0), ("micro_batch_size", 0)])
+@pytest.mark.parametrize(("name", "value"), [("beta", 0.0), ("lmbda", -1.0), ("rpo_alpha", -1.0), ("temperature", 0.0), ("micro_batch_size", 0)])
 def test_bad_settings_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
         StaTPOModule(torch.nn.Linear(1, 1), **{name: value})

@@ -30,7 +30,7 @@ def pair(seed=0, pairs=3, steps=6, other_steps=5, stages=3):
     }
 
 
-def hand_case(preferred):
+def hand_case(preferred, **settings):
     """One pair, two stages. q_a = (0.4, 1.0), q_b = (-0.2, 0.1); l_a = (0.1, 0.5), l_b = (0.3, 0.2)."""
     return sta_tpo_loss(
         torch.tensor([[0.2, 0.6, 1.0]]),
@@ -42,6 +42,7 @@ def hand_case(preferred):
         torch.tensor([preferred]),
         beta=2.0,
         lmbda=0.5,
+        **settings,
     )
 
 
@@ -66,6 +67,25 @@ def test_numbers_by_hand():
     assert turned.metrics["chosen"].item() == pytest.approx((0.4 + 0.1) / 2)
     assert turned.metrics["rejected"].item() == pytest.approx((-0.2 + 1.0) / 2)
     assert turned.metrics["accuracy"].item() == 0.5
+
+
+def test_the_winners_likelihood_by_hand():
+    assert hand_case([1, -1], rpo_alpha=3.0).loss.item() == pytest.approx(hand_case([1, -1]).loss.item() - 3.0 * (0.4 + 0.1) / 2)
+    assert hand_case([0, 1], rpo_alpha=3.0).loss.item() == pytest.approx(nll(2 * 0.75) - 3.0 * 1.0)
+    assert hand_case([0, 0], rpo_alpha=3.0).loss.item() == 0
+
+
+def test_rpo_alpha_adds_the_gradient_of_the_winners_negative_log_likelihood():
+    settings, case = {"beta": 0.7, "lmbda": 0.0}, pair(1)
+    case["stage_a"], case["stage_b"] = torch.zeros_like(case["stage_a"]), torch.zeros_like(case["stage_b"])
+    case["preferred"] = torch.tensor([[1, 0, 0], [-1, 0, 0], [1, 0, 0]])[:, : case["preferred"].shape[1]]
+    gradients = []
+    for alpha in (0.0, 2.0):
+        ratios = [case[name].clone().requires_grad_() for name in ("log_ratio_a", "log_ratio_b")]
+        sta_tpo_loss(*ratios, *list(case.values())[2:], **settings, rpo_alpha=alpha).loss.backward()
+        gradients.append([ratio.grad for ratio in ratios])
+    for added, rows in ((gradients[1][0] - gradients[0][0], [True, False, True]), (gradients[1][1] - gradients[0][1], [False, True, False])):
+        torch.testing.assert_close(added, torch.tensor(rows)[:, None] * torch.full_like(added, -2.0 / added.shape[1]))
 
 
 def test_trajectory_pairs_without_a_stage_pair_are_dropped():
@@ -157,5 +177,7 @@ def test_bad_settings_are_refused():
         sta_tpo_loss(**pair(), beta=0.0, lmbda=0.0)
     with pytest.raises(ValueError, match=r"lmbda: -1\.0"):
         sta_tpo_loss(**pair(), beta=1.0, lmbda=-1.0)
+    with pytest.raises(ValueError, match=r"rpo_alpha: -1\.0"):
+        sta_tpo_loss(**pair(), beta=1.0, lmbda=0.0, rpo_alpha=-1.0)
     with pytest.raises(ValueError, match="reduction: 'max' is unknown"):
         inspect.unwrap(segment_mean)(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), 1, reduction="max")
