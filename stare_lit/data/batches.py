@@ -25,19 +25,6 @@ class Rows(Protocol):
     def __getitem__(self, index: Tensor, /) -> TensorDict: ...
 
 
-class ServedRows:
-    """Row numbers ``served``, int64 [N], of ``rows`` [M]: what is served more than once is held once."""
-
-    def __init__(self, rows: Rows, served: Tensor) -> None:
-        self._rows, self._served = rows, served
-
-    def __len__(self) -> int:
-        return len(self._served)
-
-    def __getitem__(self, index: Tensor) -> TensorDict:
-        return self._rows[self._served[index]]
-
-
 class BatchLoader:
     """Batches of rows in a seeded order; an iterable that Lightning takes for a DataLoader.
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 from lightning import LightningDataModule
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from stare_lit import keys
-from stare_lit.data.batches import IMAGE_SHIFT, BatchLoader, ServedRows, action_chunks, random_shift, start_repeated
+from stare_lit.data.batches import IMAGE_SHIFT, BatchLoader, action_chunks, random_shift, start_repeated
 from stare_lit.data.collect import collect_demos
 from stare_lit.data.demonstrator import DemoSettings
 from stare_lit.data.metadata import read_metadata
@@ -179,7 +179,7 @@ class DemoDataModule(LightningDataModule):
         if rows is None:
             raise RuntimeError("no demonstrations yet: call prepare_data() and setup() first (a Trainer does)")
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        data = rows if served is None else ServedRows(rows, served)
+        data = rows if served is None else Subset(rows, served)  # type: ignore[arg-type]  # both take whole tensors of row numbers
         return BatchLoader(data, self.batch_size, seed=self.seed, shuffle=shuffle, max_shift=max_shift, rank=rank, world_size=world_size)
 
     def on_before_batch_transfer(self, batch: TensorDict | None, dataloader_idx: int) -> TensorDict | None:

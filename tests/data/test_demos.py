@@ -184,13 +184,17 @@ class TestDataModule:
         settings = {**TOY, "folder": folder, "num_episodes": 10, "val_episodes": 2, "batch_size": 1, "chunk_size": 2}
         once, often = (DemoDataModule(**settings, start_repeats=repeats) for repeats in (1, 3))
         once.setup("fit"), often.setup("fit")
+        rows = often._rows[often._served]
+        assert len(rows) == len(once._rows) + 10 * 3 * 2
+        assert torch.equal(rows[keys.ACTION_CHUNK][:9:3], once._rows[keys.ACTION_CHUNK][:3])  # three times each, then the fourth decision
+        assert torch.equal(rows[keys.ACTION_CHUNK][9], once._rows[keys.ACTION_CHUNK][3])
         assert len(often._rows) == len(once._rows)  # held once
         often._rows.set("row", torch.arange(len(often._rows)))
         served = torch.cat([batch["row"] for batch in often.train_dataloader()]).bincount()
         starts = Trajectories(folder).episodes["start"][:10]
         assert served[starts[:, None] + torch.arange(3)].unique().tolist() == [3]
         assert served.sum() == len(once.train_dataloader()) + 10 * 3 * 2
-        assert len(often.val_dataloader()) == len(once.val_dataloader())
+        assert len(often._val_rows) == len(once._val_rows) == len(often.val_dataloader())
         assert often.action_statistics == once.action_statistics
 
     def test_action_statistics(self, folder: str) -> None:
