@@ -30,7 +30,7 @@ def policy() -> VLAPolicy:
 
 def test_demonstrations_policy_and_environment_agree(tmp_path: Path, vulkan: None) -> None:
     settings = {"task": "StackCube-v1", "image_size": 32, "cameras": CAMERAS}
-    collect_demos(num_episodes=1, out=tmp_path / "demos", num_workers=0, **settings)
+    collect_demos(DemoSettings(**settings), 1, out=tmp_path / "demos", num_workers=0)
     data = DemoDataModule(**settings, folder=str(tmp_path / "demos"), num_episodes=1, batch_size=4, chunk_size=2, max_shift=2)
     data.prepare_data(), data.setup("fit")
     acting = policy()
@@ -100,7 +100,7 @@ def test_a_task_without_the_camera_is_told_before_demonstrations_of_another_are_
 
 
 def test_what_has_no_cameras_refuses_them(tmp_path: Path) -> None:
-    for make in (lambda: make_env("Toy-v0", 1, cameras=CAMERAS), lambda: collect_demos("Toy-v0", 1, out=tmp_path, cameras=CAMERAS)):
+    for make in (lambda: make_env("Toy-v0", 1, cameras=CAMERAS), lambda: collect_demos(DemoSettings("Toy-v0", cameras=CAMERAS), 1, out=tmp_path)):
         with pytest.raises(ValueError, match=r"cameras=\['base_camera', 'hand_camera'\]: Toy-v0 is seen from above alone"):
             make()
     for make in (DemoSettings, partial(make_env, num_envs=1, num_workers=0)):

@@ -1,6 +1,5 @@
 """``stare demos``: collect demonstrations, or import ManiSkill's own."""
 
-from dataclasses import asdict
 from typing import Literal
 
 
@@ -56,8 +55,8 @@ def demos(
         from stare_lit.data.collect import collect_demos
 
         collect_demos(
-            num_episodes=num_episodes, out=out or settings.folder, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures,
-            num_workers=num_workers, min_success=min_success, **asdict(settings),
+            settings, num_episodes, out=out or settings.folder, seed_range=(first_seed, SEED_RANGES["train"][1]), keep_failures=keep_failures,
+            num_workers=num_workers, min_success=min_success,
         )  # fmt: skip
         return
     collecting = {

@@ -5,7 +5,7 @@ import math
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -39,18 +38,10 @@ Block = tuple[range, TensorDict, TensorDict]
 
 
 def collect_demos(
-    task: str,
+    settings: DemoSettings,
     num_episodes: int,
     *,
     out: str | Path,
-    image_size: int = 64,
-    action_noise: float = 0.0,
-    max_episode_steps: int | None = None,
-    visuals: Literal["auto", "light", "exact"] = "auto",
-    observation: Literal["image", "state"] = "image",
-    cameras: Sequence[str] = (),
-    gripper_noise: float = 0.0,
-    arm_noise: float = 0.0,
     seed_range: tuple[int, int] = SEED_RANGES["train"],
     keep_failures: bool = False,
     num_workers: int | None = None,
@@ -67,19 +58,17 @@ def collect_demos(
         keep_failures: store failed episodes too, in ``out/failures``.
         num_workers: processes; 0 runs here, None takes one for each core (0 for the toy).
         min_success: stop with an error when the 95 % Wilson interval of the success rate lies below this.
-        task, image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise, arm_noise: see `DemoSettings`.
 
     Raises:
         ValueError: bad arguments, or a folder that holds other trajectories.
         RuntimeError: the expert fails too often, the seeds run out, or a worker died or gave no answer for `BLOCK_SECONDS`.
     """
-    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, tuple(cameras), gripper_noise, arm_noise)
     if num_episodes < 1:
         raise ValueError(f"num_episodes={num_episodes}: at least 1")
     if not 0 <= seed_range[0] < seed_range[1]:
         raise ValueError(f"seed_range={tuple(seed_range)}: needs 0 <= low < high")
     if num_workers is None:
-        num_workers = 0 if task == TOY else len(os.sched_getaffinity(0))
+        num_workers = 0 if settings.task == TOY else len(os.sched_getaffinity(0))
     metadata = settings.metadata(seed_range)
     with ExitStack() as stack:
         writer = stack.enter_context(TrajectoryWriter(out, metadata))

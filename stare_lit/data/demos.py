@@ -1,6 +1,6 @@
 """Demonstrations as batches for imitation; what is missing is made first."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,8 +100,7 @@ class DemoDataModule(LightningDataModule):
             stored = self._trajectories()
             if stored.num_episodes >= wanted or "imported_from" in stored.metadata.config:
                 return
-        made = {setting.name: getattr(self.settings, setting.name) for setting in fields(self.settings)}
-        collect_demos(num_episodes=wanted, out=self.folder, num_workers=self.num_workers, seed_range=self.seed_range, **made)
+        collect_demos(self.settings, wanted, out=self.folder, num_workers=self.num_workers, seed_range=self.seed_range)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and checks the demonstrations, and builds their chunks, once.

@@ -34,7 +34,7 @@ def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("demos") / "a"
-    collect_demos("Toy-v0", 12, out=folder, image_size=16)
+    collect_demos(DemoSettings("Toy-v0", image_size=16), 12, out=folder)
     return str(folder)
 
 
@@ -44,22 +44,24 @@ def same(a: Trajectories, b: Trajectories) -> bool:
 
 class TestCollect:
     def test_independent_of_processes_and_calls(self, tmp_path: Path) -> None:
-        here = collect_demos("Toy-v0", 80, out=tmp_path / "a", image_size=16, action_noise=0.2, num_workers=0)
-        collect_demos("Toy-v0", 30, out=tmp_path / "b", image_size=16, action_noise=0.2, num_workers=0)
-        there = collect_demos("Toy-v0", 80, out=tmp_path / "b", image_size=16, action_noise=0.2, num_workers=2)
+        settings = DemoSettings("Toy-v0", image_size=16, action_noise=0.2)
+        here = collect_demos(settings, 80, out=tmp_path / "a", num_workers=0)
+        collect_demos(settings, 30, out=tmp_path / "b", num_workers=0)
+        there = collect_demos(settings, 80, out=tmp_path / "b", num_workers=2)
         assert here.num_episodes == 80
         assert same(here, there)
 
     @pytest.mark.slow
     def test_independent_of_processes_and_calls_on_the_simulator(self, tmp_path: Path, vulkan: None) -> None:
         """Exactly, although a simulator that has run other episodes gives other contacts."""
-        here = collect_demos("PushCube-v1", 12, out=tmp_path / "a", image_size=16, action_noise=0.1, num_workers=0)
-        collect_demos("PushCube-v1", 3, out=tmp_path / "b", image_size=16, action_noise=0.1, num_workers=1)
-        there = collect_demos("PushCube-v1", 12, out=tmp_path / "b", image_size=16, action_noise=0.1, num_workers=2)
+        settings = DemoSettings("PushCube-v1", image_size=16, action_noise=0.1)
+        here = collect_demos(settings, 12, out=tmp_path / "a", num_workers=0)
+        collect_demos(settings, 3, out=tmp_path / "b", num_workers=1)
+        there = collect_demos(settings, 12, out=tmp_path / "b", num_workers=2)
         assert same(here, there)
 
     def test_only_successes_in_the_order_of_seeds(self, tmp_path: Path, lossy: None) -> None:
-        stored = collect_demos("Toy-v0", 50, out=tmp_path / "a", image_size=16, keep_failures=True, num_workers=0)
+        stored = collect_demos(DemoSettings("Toy-v0", image_size=16), 50, out=tmp_path / "a", keep_failures=True, num_workers=0)
         assert stored.episodes["success"].all()
         assert stored.episodes["seed"].tolist() == [seed for seed in range(75) if seed % 3][:50]
         failures = Trajectories(tmp_path / "a" / "failures")
@@ -75,19 +77,19 @@ class TestCollect:
         def die(*_: object) -> None:
             raise KeyboardInterrupt
 
-        arguments = {"out": tmp_path / "a", "image_size": 16, "keep_failures": True, "num_workers": 0}
+        arguments = {"out": tmp_path / "a", "keep_failures": True, "num_workers": 0}
         with monkeypatch.context() as patch:
             patch.setattr(collect, "wilson_interval", die)  # after both appends of the first block
             with pytest.raises(KeyboardInterrupt):
-                collect_demos("Toy-v0", 90, **arguments)
+                collect_demos(DemoSettings("Toy-v0", image_size=16), 90, **arguments)
         first = Trajectories(tmp_path / "a").num_episodes
         assert 0 < first < 90
         append = collect.TrajectoryWriter.append
         with monkeypatch.context() as patch:
             patch.setattr(collect.TrajectoryWriter, "append", lambda self, *a, **k: append(self, *a, **k) if self.metadata.kind == "failures" else die())
             with pytest.raises(KeyboardInterrupt):
-                collect_demos("Toy-v0", 90, **arguments)
-        again = collect_demos("Toy-v0", 90, **arguments)
+                collect_demos(DemoSettings("Toy-v0", image_size=16), 90, **arguments)
+        again = collect_demos(DemoSettings("Toy-v0", image_size=16), 90, **arguments)
         assert again.episodes["seed"].tolist() == [seed for seed in range(200) if seed % 3][:90]
         failed = Trajectories(tmp_path / "a" / "failures").episodes["seed"].tolist()
         assert failed == sorted(set(failed))
@@ -118,32 +120,32 @@ class TestCollect:
 
     def test_expert_that_fails_is_an_error(self, tmp_path: Path, lossy: None) -> None:
         with pytest.raises(RuntimeError, match=r"42 of 64 seeds .* min_success=0.95"):
-            collect_demos("Toy-v0", 100, out=tmp_path, image_size=16, min_success=0.95)
+            collect_demos(DemoSettings("Toy-v0", image_size=16), 100, out=tmp_path, min_success=0.95)
 
     def test_seeds_that_run_out(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match=r"seed_range=\(5, 15\) is used up with 10 of num_episodes=11"):
-            collect_demos("Toy-v0", 11, out=tmp_path, image_size=16, seed_range=(5, 15))
+            collect_demos(DemoSettings("Toy-v0", image_size=16), 11, out=tmp_path, seed_range=(5, 15))
 
     def test_error_in_a_worker_keeps_its_message(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="max_episode_steps=0"):
-            collect_demos("Toy-v0", 1, out=tmp_path, image_size=16, max_episode_steps=0, num_workers=1)
+            collect_demos(DemoSettings("Toy-v0", image_size=16, max_episode_steps=0), 1, out=tmp_path, num_workers=1)
 
     def test_bad_arguments(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="task='Cube' is unknown; choose one of .*PushCube-v1"):
-            collect_demos("Cube", 1, out=tmp_path)
+            collect_demos(DemoSettings("Cube"), 1, out=tmp_path)
         with pytest.raises(ValueError, match="action_noise=-1"):
-            collect_demos("Toy-v0", 1, out=tmp_path, action_noise=-1)
+            collect_demos(DemoSettings("Toy-v0", action_noise=-1), 1, out=tmp_path)
         with pytest.raises(ValueError, match="gripper_noise=1.0: a probability"):
-            collect_demos("Toy-v0", 1, out=tmp_path, gripper_noise=1.0)
+            collect_demos(DemoSettings("Toy-v0", gripper_noise=1.0), 1, out=tmp_path)
         with pytest.raises(ValueError, match="arm_noise=-0.1: a probability"):
-            collect_demos("Toy-v0", 1, out=tmp_path, arm_noise=-0.1)
+            collect_demos(DemoSettings("Toy-v0", arm_noise=-0.1), 1, out=tmp_path)
         with pytest.raises(ValueError, match="visuals='light': Toy-v0 is drawn without meshes"):
-            collect_demos("Toy-v0", 1, out=tmp_path, visuals="light")
+            collect_demos(DemoSettings("Toy-v0", visuals="light"), 1, out=tmp_path)
         with pytest.raises(ValueError, match="num_episodes=0"):
-            collect_demos("Toy-v0", 0, out=tmp_path)
-        collect_demos("Toy-v0", 1, out=tmp_path, image_size=16)
+            collect_demos(DemoSettings("Toy-v0"), 0, out=tmp_path)
+        collect_demos(DemoSettings("Toy-v0", image_size=16), 1, out=tmp_path)
         with pytest.raises(ValueError, match="image_size is 16, asked for 32"):
-            collect_demos("Toy-v0", 1, out=tmp_path, image_size=32)
+            collect_demos(DemoSettings("Toy-v0", image_size=32), 1, out=tmp_path)
 
 
 class TestDataModule:

@@ -22,6 +22,7 @@ from stare_lit.callbacks.provenance import fingerprint, lineage
 from stare_lit.cli import main as front
 from stare_lit.cli.checkpoint import CheckedCheckpointIO, check_checkpoint
 from stare_lit.data.collect import collect_demos
+from stare_lit.data.demonstrator import DemoSettings
 from stare_lit.data.demos import DemoDataModule
 from stare_lit.data.trajectories import Trajectories
 from stare_lit.models.vla import VLAPolicy
@@ -136,7 +137,7 @@ def test_the_last_checkpoint_is_checked_too(stare):
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demos") / "data"
-    collect_demos("Toy-v0", 4, out=folder, image_size=16)
+    collect_demos(DemoSettings("Toy-v0", image_size=16), 4, out=folder)
     return folder
 
 
