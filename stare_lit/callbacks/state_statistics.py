@@ -26,5 +26,5 @@ class StateStatistics(Callback):
         if trainer.world_size > 1:
             raise ValueError(f"StateStatistics: takes one process, there are {trainer.world_size}; start from a policy that has its statistics")
         batches = iter(trainer.datamodule.train_dataloader())
-        states = torch.cat([batch[keys.STATE].flatten(0, -2) for batch in batches])
+        states = torch.cat([batch[keys.STATE][batch.get("mask", ...)].flatten(0, -2) for batch in batches])  # what fills up an episode is no state
         projector.calibrate(states.to(projector.mean))

@@ -121,7 +121,11 @@ class RolloutDataModule(LightningDataModule):
         """Starts the environments, once."""
         if self._env is not None or stage != "fit":
             return
-        policy = self.trainer.lightning_module.policy
+        module = self.trainer.lightning_module
+        if (self.staleness or self.ray is not None) and module.device_mesh is not None:
+            raise ValueError(f"staleness={self.staleness}, ray={self.ray}: who samples elsewhere holds a whole policy, which does not go with sharded weights "
+                             "(ModelParallelStrategy); set data.staleness to 0 and leave data.ray out")  # fmt: skip
+        policy = module.policy
         settings = policy.environment | self._settings
         make = partial(
             make_env, self.task, num_workers=self.num_workers, reward=self.reward, tokenize=policy.prompts,
@@ -151,14 +155,19 @@ class RolloutDataModule(LightningDataModule):
 
     def collect(self) -> TensorDict:
         """One round [num_envs, decisions_per_env] by the present policy, or with ``staleness`` by the one of a round ago."""
-        started = time.perf_counter()
+        started, sample = time.perf_counter(), partial(self._sample, self.round)
+        policy = self.trainer.lightning_module.policy
+        if self.staleness and self._ahead is None and self._restored is not None:
+            self._ahead = self._acting.ahead = Ahead(policy, self._restored, self.round)
         if self.ray is not None:
             batch, seconds = self._sample_by_ray(self.ray)
-        elif self.staleness:
-            batch, seconds = self._collect_ahead()
+        elif self._ahead is not None:
+            self.lag = self.round - self._ahead.learnt
+            assert 0 <= self.lag <= self.staleness, f"round {self.round} was sampled by a policy of round {self._ahead.learnt}"
+            batch, seconds = self._ahead.result(sample)
         else:
-            with evaluating(self.trainer.lightning_module.policy):
-                batch, seconds = self._sample(self.round)
+            with evaluating(policy):
+                batch, seconds = sample()
         self.seconds = {**seconds, "wait": time.perf_counter() - started}
         self.env_steps += int(batch[keys.next_(keys.NUM_STEPS)].sum())
         self.round += 1
@@ -181,29 +190,21 @@ class RolloutDataModule(LightningDataModule):
         seeds = states.repeat_interleave(self.group_size).tolist()
         return run_episodes(self._env, self._acting, seeds, exact=self._settings["rebuild_on_seed"])
 
-    def _collect_ahead(self) -> tuple[TensorDict, dict[str, float]]:
-        """The round that was sampled meanwhile; the next one begins with the present weights."""
-        trainer, module = self.trainer, self.trainer.lightning_module
-        if self._ahead is None:
-            if module.device_mesh is not None:
-                raise ValueError(f"staleness={self.staleness}: does not go with sharded weights (ModelParallelStrategy), for the policy that samples "
-                                 "meanwhile is a whole copy; set data.staleness to 0")  # fmt: skip
-            self._ahead = self._acting.ahead = Ahead(module.policy, self._restored, self.round)
-        ahead = self._ahead
-        batch, seconds = ahead.result(partial(self._sample, self.round))
-        self.lag = self.round - ahead.learnt
-        assert 0 <= self.lag <= self.staleness, f"round {self.round} was sampled by a policy of round {ahead.learnt}"
-        ahead.freeze(module.policy, self.round)
-        if trainer.max_epochs == -1 or trainer.current_epoch + 1 < trainer.max_epochs:
-            ahead.start(partial(self._sample, self.round + 1))
-        return batch, seconds
+    def on_before_batch_transfer(self, batch: TensorDict, dataloader_idx: int) -> TensorDict:
+        """A round is about to be learnt from (a callback may have read others): with ``staleness`` the next one begins with the present weights."""
+        if self.staleness:
+            trainer, policy, learnt = self.trainer, self.trainer.lightning_module.policy, self.round - 1
+            if self._ahead is None:
+                self._ahead = self._acting.ahead = Ahead(policy, None, learnt)
+            self._ahead.freeze(policy, learnt)
+            if trainer.max_epochs == -1 or trainer.current_epoch + 1 < trainer.max_epochs:
+                self._ahead.start(partial(self._sample, self.round))
+        return batch
 
     def _sample_by_ray(self, ray: RaySettings) -> tuple[TensorDict, dict[str, float]]:
         """The time that policies take in the actors counts as simulation."""
         trainer, module, started = self.trainer, self.trainer.lightning_module, time.perf_counter()
         if self._collector is None:
-            if module.device_mesh is not None:
-                raise ValueError("ray: does not go with sharded weights (ModelParallelStrategy), for an actor holds a whole policy; leave data.ray out")
             mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(trainer.precision))
             frames = self.num_envs * self.decisions_per_env
             self._collector = RayRounds(ray, self._make_env, module.policy, temperature=self.temperature, mixed=mixed, frames=frames)

@@ -1,9 +1,13 @@
 """Statistics of the state are taken from the training data, once."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning import Trainer
+from tensordict import TensorDict
 
+from stare_lit import keys
 from stare_lit.algorithms.sta_ppo import StaPPOModule
 from stare_lit.callbacks import StateStatistics
 from stare_lit.data.rollouts import RolloutDataModule
@@ -30,6 +34,17 @@ def test_a_first_round_is_measured_and_counted(tmp_path):
     mean = projector.mean.clone()
     assert fit(tmp_path, policy).round == 1  # it has its statistics
     assert torch.equal(policy.state_projector.mean, mean)
+
+
+def test_what_fills_up_an_episode_is_no_state():
+    policy = tiny(3, observation="state", normalize_state=True, hidden_size=32, num_layers=1, num_bins=8)
+    states, mask = torch.randn(4, 5, 3), torch.arange(5) < torch.tensor([1, 5, 2, 3])[:, None]
+    states[~mask] = 0.0
+    batch = TensorDict({keys.STATE: states, "mask": mask}, batch_size=[4, 5])
+    trainer = SimpleNamespace(world_size=1, datamodule=SimpleNamespace(train_dataloader=lambda: [batch]))
+    StateStatistics().on_fit_start(trainer, SimpleNamespace(policy=policy))
+    torch.testing.assert_close(policy.state_projector.mean, states[mask].mean(0))
+    torch.testing.assert_close(policy.state_projector.std, states[mask].std(0))
 
 
 def test_a_policy_that_does_not_normalise_is_an_error(tmp_path):

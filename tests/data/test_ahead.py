@@ -1,5 +1,6 @@
 """Rounds sampled while the learner learns: by which weights, that it shows nowhere else, and how it ends."""
 
+import copy
 import threading
 import time
 from types import SimpleNamespace
@@ -8,9 +9,11 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tensordict import TensorDict
 
 from stare_lit import keys
 from stare_lit.algorithms.sta_ppo import StaPPOModule
+from stare_lit.callbacks import StateStatistics
 from stare_lit.data.ahead import Ahead
 from stare_lit.data.ray_rounds import RaySettings
 from stare_lit.data.rollouts import RolloutDataModule
@@ -74,6 +77,18 @@ def test_each_round_is_sampled_by_the_weights_of_the_round_before(tmp_path):
     assert not sampling_threads()
 
 
+def test_statistics_that_are_taken_before_the_training_reach_who_samples(tmp_path):
+    """The round they are taken from is nobody's to learn from, and none is sampled ahead of it."""
+    module = Mover()
+    module.policy = tiny(11, observation="state", normalize_state=True, hidden_size=32, num_layers=1, num_bins=8, chunk_size=2)
+    fit(tmp_path, module, data(), callbacks=[StateStatistics()])
+    assert module.policy.state_projector.calibrated and module.lags == [0, 1, 1]
+    behind = copy.deepcopy(module.policy).eval()
+    for number, batch in enumerate(module.rounds):
+        behind.load_state_dict(module.weights[max(number - 1, 0)])
+        assert torch.allclose(behind.evaluate_actions(batch)["log_probs"], batch[keys.LOG_PROBS], atol=1e-5)
+
+
 def test_rounds_do_not_depend_on_who_is_faster_nor_on_what_the_learner_draws(tmp_path):
     rounds = []
     for seconds in (0.0, 0.5):
@@ -123,9 +138,8 @@ def test_an_error_of_the_simulator_is_the_error_of_the_run(tmp_path):
 @pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt(), SystemExit), (ValueError("loss"), ValueError)])
 def test_nothing_goes_on_after_an_interrupt_or_an_error_of_the_learner(tmp_path, error, raised):
     datamodule = data(decisions_per_env=100_000, num_envs=1)
-    sample = datamodule._sample
-    datamodule._sample = lambda number: (torch.zeros(1), {}) if number == 0 else sample(number)  # the second round would take minutes
-    datamodule.collect = lambda: datamodule._collect_ahead()[0]
+    sample, nothing = datamodule._sample, TensorDict({keys.next_(keys.NUM_STEPS): torch.zeros(1)})
+    datamodule._sample = lambda number: (nothing, {}) if number == 0 else sample(number)  # the second round would take minutes
     started = time.monotonic()
     with pytest.raises(raised):
         fit(tmp_path, Mover(error=error), datamodule)
@@ -137,10 +151,10 @@ def test_what_cannot_be_is_refused(tmp_path):
         data(staleness=2)
     with pytest.raises(ValueError, match="staleness=1 with ray"):
         data(ray=RaySettings(num_collectors=1))
-    sharded = data()
-    sharded.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device_mesh=object(), policy=policy()))
-    with pytest.raises(ValueError, match="sharded weights"):
-        sharded._collect_ahead()
+    for sharded in (data(), data(staleness=0, ray=RaySettings(num_collectors=1))):
+        sharded.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device_mesh=object(), policy=policy()))
+        with pytest.raises(ValueError, match="sharded weights"):
+            sharded.setup("fit")
     state = Ahead(policy(), None, 0).state_dict()
     state["weights"].pop("placeholders")
     with pytest.raises(ValueError, match="ckpt_path"):
