@@ -27,7 +27,7 @@ h <= H steps (fewer only where the episode ends inside the chunk). ``*B`` is the
         ├── ... every observation key above, as it was *before* an auto-reset
         ├── reward           float32 [*B, 1]               R = sum_{i<h} gamma^i r_i, plus shaping where StageReward is on
         ├── step_reward      float32 [*B, H]               undiscounted r_i of each executed step, 0 beyond h
-        ├── dense_reward     float32 [*B, 1]               the environment's own dense reward summed over the chunk (on request)
+        ├── dense_reward     float32 [*B, H]               the environment's own dense reward of each step of the chunk (on request)
         ├── num_steps        int64   [*B, 1]               h
         ├── success          bool    [*B, 1]               success at the end of the decision
         └── terminated, truncated, done   bool [*B, 1]

@@ -26,7 +26,7 @@ PHASE_COMMANDS = {
 FUNCTION_COMMANDS = {
     "demos": "collect demonstrations",
     "rollouts": "sample episodes of a policy for preference pairs",
-    "eval": "success of a policy or expert, with intervals",
+    "eval": "success of a policy, with intervals",
     "ipi": "all three phases on one lineage: stare ipi --config configs/ipi.yaml",
     "stages": "draw one episode with its stages, error, potential and reward",
     "export": "write a policy in the layout of OpenVLA, for other programs",

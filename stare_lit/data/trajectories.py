@@ -103,7 +103,7 @@ class TrajectoryWriter:
         """One shard from padded episodes, as ``envs.rollout.run_episodes`` returns them.
 
         Args:
-            tensordict: [N, T]; reads ``episode_seed``, ``instruction_id`` (0 where absent) and ``next/success`` for the episode table.
+            tensordict: [N, T]; reads ``episode_seed``, ``instruction_id`` (0 where absent) and ``next/success`` (of the last decision) for the episode table.
             mask: bool [N, T], True = a real decision; the real ones come first.
             extra: further columns of the episode table, [N, ...] each.
         """
@@ -111,7 +111,8 @@ class TrajectoryWriter:
         length = mask.sum(1)
         if not torch.equal(mask, torch.arange(mask.shape[1], device=mask.device) < length[:, None]) or not bool((length > 0).all()):
             raise ValueError("mask: every episode needs at least one real decision (True), and the padding must come last")
-        success = (tensordict["next", keys.SUCCESS].reshape(mask.shape) & mask).any(1)
+        # the last decision's: it reached success where that ends an episode, and is what counts where the benchmark judges at the end
+        success = tensordict["next", keys.SUCCESS].reshape(mask.shape).gather(1, length[:, None] - 1).squeeze(1)
         instruction = tensordict.get(keys.INSTRUCTION_ID, None)
         table = {
             "length": length,

@@ -165,8 +165,8 @@ class ManiSkillEnv(EnvBase):
         for name, value in {"contact": 0.0, "grasped": 0.0, "released": 1.0}.items():
             if name in self.signal_names:  # no step was taken yet: the simulator still reports the contacts of the episode before
                 observed[keys.SIGNALS][name] = torch.where(fresh, value, observed[keys.SIGNALS][name])
-        nothing = torch.zeros(self._num, 1)
-        outcome = {keys.STEP_REWARD: nothing.expand(-1, self.chunk_size), keys.NUM_STEPS: nothing.long(), keys.SUCCESS: self._succeeded[:, None]}
+        nothing = torch.zeros(self._num, self.chunk_size)
+        outcome = {keys.STEP_REWARD: nothing, keys.NUM_STEPS: torch.zeros(self._num, 1, dtype=torch.int64), keys.SUCCESS: self._succeeded[:, None]}
         content = self._content(observed, outcome | ({keys.DENSE_REWARD: nothing} if self.dense_reward else {}))
         return TensorDict(content, batch_size=self.batch_size, device=self.device)
 
@@ -202,16 +202,16 @@ class ManiSkillEnv(EnvBase):
     def _execute_alone(self, chunk: Tensor) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
         """``_execute`` of one scene, on scalars: tensors of one number cost a tenth of a step of the state variant."""
         succeeded, elapsed = bool(self._succeeded), int(self._sim.elapsed_steps)
-        step_reward, dense, terminated, num_steps = [0.0] * self.chunk_size, 0.0, False, 0
+        step_reward, dense, terminated, num_steps = [0.0] * self.chunk_size, [0.0] * self.chunk_size, False, 0
         while num_steps == 0 or (num_steps < self.chunk_size and not terminated and elapsed + num_steps < self.max_episode_steps):
             info, reward = self._advance(chunk[:, num_steps])
             success = bool(info["success"])
-            step_reward[num_steps] = float(success) - float(succeeded)
-            dense, succeeded, num_steps = dense + float(reward), success, num_steps + 1
+            step_reward[num_steps], dense[num_steps] = float(success) - float(succeeded), float(reward)
+            succeeded, num_steps = success, num_steps + 1
             terminated = success and self.terminate_on_success
         self._succeeded[0] = succeeded
         truncated = elapsed + num_steps >= self.max_episode_steps and not terminated
-        outcome = {keys.STEP_REWARD: step_reward, keys.NUM_STEPS: [num_steps], keys.DENSE_REWARD: [dense]}
+        outcome = {keys.STEP_REWARD: step_reward, keys.NUM_STEPS: [num_steps], keys.DENSE_REWARD: dense}
         flags = {keys.SUCCESS: succeeded, keys.TERMINATED: terminated, keys.TRUNCATED: truncated}
         return info, {name: torch.tensor([row]) for name, row in (outcome | {name: [flag] for name, flag in flags.items()}).items()}
 
@@ -221,21 +221,21 @@ class ManiSkillEnv(EnvBase):
         terminated, succeeded = torch.zeros_like(running), self._succeeded.clone()
         num_steps = torch.zeros(self._num, dtype=torch.int64, device=chunk.device)
         step_reward = torch.zeros(self._num, self.chunk_size, device=chunk.device)
-        dense = torch.zeros(self._num, device=chunk.device)
+        dense = torch.zeros_like(step_reward)
         for i in range(self.chunk_size):
             info, reward = self._advance(chunk[:, i] * running[:, None])
             success = info["success"].bool()
             step_reward[:, i] = (success.float() - succeeded.float()) * running
-            dense += reward * running
+            dense[:, i] = reward * running
             succeeded = torch.where(running, success, succeeded)
             num_steps += running
             if self.terminate_on_success:
                 terminated |= success & running
             running = running & ~terminated & (self._sim.elapsed_steps < self.max_episode_steps)
         self._succeeded = succeeded
-        outcome = {keys.NUM_STEPS: num_steps, keys.SUCCESS: succeeded, keys.TERMINATED: terminated, keys.DENSE_REWARD: dense}
+        outcome = {keys.NUM_STEPS: num_steps, keys.SUCCESS: succeeded, keys.TERMINATED: terminated}
         outcome |= {keys.TRUNCATED: (self._sim.elapsed_steps >= self.max_episode_steps) & ~terminated}
-        return info, {name: value[:, None] for name, value in outcome.items()} | {keys.STEP_REWARD: step_reward}
+        return info, {name: value[:, None] for name, value in outcome.items()} | {keys.STEP_REWARD: step_reward, keys.DENSE_REWARD: dense}
 
     @property
     def simulator(self) -> Any:

@@ -40,7 +40,7 @@ def set_specs(env: Any, observed: TensorDictBase, *, num_instructions: int, acti
     spec[keys.NUM_STEPS] = Bounded(0, env.chunk_size, shape=(*batch, 1), dtype=torch.int64, device=device)
     spec[keys.STEP_REWARD] = Unbounded(shape=(*batch, env.chunk_size), device=device)
     if dense_reward:
-        spec[keys.DENSE_REWARD] = scalar.clone()
+        spec[keys.DENSE_REWARD] = spec[keys.STEP_REWARD].clone()
     env.observation_spec = spec
     limit = torch.tensor(action_limit, device=device).expand(*batch, env.chunk_size, -1)
     low_high = Bounded(-limit, limit, shape=limit.shape, device=device)

@@ -98,7 +98,7 @@ class ToyEnv(EnvBase):
             keys.SUCCESS: Binary(**flag),
         }
         if self.dense_reward:
-            outcome[keys.DENSE_REWARD] = Unbounded((num, 1), device=device)
+            outcome[keys.DENSE_REWARD] = Unbounded((num, self.chunk_size), device=device)
         self.observation_spec = Composite(
             {
                 keys.OBSERVATION: seen,
@@ -183,7 +183,7 @@ class ToyEnv(EnvBase):
         result.set(keys.NUM_STEPS, torch.stack(executed, -1).sum(-1, keepdim=True))
         result.set(keys.SUCCESS, state.success[:, None])
         if self.dense_reward:
-            result.set(keys.DENSE_REWARD, torch.stack(dense, -1).sum(-1, keepdim=True))
+            result.set(keys.DENSE_REWARD, torch.stack(dense, -1))
         for key, value in ((keys.TERMINATED, terminated), (keys.TRUNCATED, truncated), (keys.DONE, terminated | truncated)):
             result.set(key, value[:, None])
         return result

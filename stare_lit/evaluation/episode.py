@@ -10,6 +10,7 @@ from torchrl.envs import Compose, TransformedEnv
 from torchrl.envs.utils import step_mdp
 
 from stare_lit import keys
+from stare_lit.envs.robots import robot_of
 from stare_lit.envs.transforms import InstructionText, RewardConfig, stage_transforms
 from stare_lit.experts.make import make_demonstrator
 from stare_lit.experts.noise import disturbed
@@ -26,7 +27,7 @@ class Episode:
         seed: that the episode was reset with.
         instruction: in words.
         stage_names: the K stages in order.
-        success_once: whether the task was ever solved.
+        success: whether the task was solved, at the last step where its benchmark judges then, at any step elsewhere.
         time: int64 [T + 1].
         images: uint8 [T + 1, 3, H, W]; several cameras one below the other.
         stage_index: int64 [T + 1], K once all are done.
@@ -38,7 +39,7 @@ class Episode:
     seed: int
     instruction: str
     stage_names: tuple[str, ...]
-    success_once: bool
+    success: bool
     time: Tensor
     images: Tensor
     stage_index: Tensor
@@ -124,13 +125,13 @@ def record_episode(
     def over(rows: list[TensorDictBase], key: Any) -> Tensor:
         return torch.stack([row[key].reshape(row[key].shape[len(env.batch_size) :]) for row in rows])
 
-    steps = over(decisions, keys.NUM_STEPS).flatten()
+    steps, succeeds = over(decisions, keys.NUM_STEPS).flatten(), over(decisions, keys.SUCCESS).flatten()
     return Episode(
         task,
         seed,
         base.instructions[int(states[0][keys.INSTRUCTION_ID])],
         spec.names,
-        bool(over(decisions, keys.SUCCESS).any()),
+        bool(succeeds[-1] if robot_of(task).judged_at_end else succeeds.any()),
         torch.cat([torch.zeros(1, dtype=torch.int64), steps.cumsum(0)]),
         torch.stack([one_picture(row[keys.IMAGE]).flatten(0, -3) for row in states]),
         *(over(states, key) for key in (keys.STAGE_INDEX, keys.STAGE_ERROR, keys.POTENTIAL)),

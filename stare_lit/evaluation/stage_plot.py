@@ -27,7 +27,7 @@ def _legend(episode: Episode) -> list[tuple[str, str, str]]:
 
 
 def _title(episode: Episode) -> str:
-    return f'{episode.task}, seed {episode.seed}: "{episode.instruction}", {"success" if episode.success_once else "no success"}'
+    return f'{episode.task}, seed {episode.seed}: "{episode.instruction}", {"success" if episode.success else "no success"}'
 
 
 def _strip(ax: Axes, episode: Episode) -> None:

@@ -20,12 +20,12 @@ METADATA = TrajectoryMetadata(
 
 
 def padded_episodes(lengths: list[int], seed: int = 0) -> tuple[TensorDict, torch.Tensor]:
-    """[N, T] with random content; the first episode fails, the others succeed at their last decision."""
+    """[N, T] with random content; the first episode loses a success again (or never has one), the others succeed at their last decision."""
     generator = torch.Generator().manual_seed(seed)
     n, t = len(lengths), max(lengths)
     mask = torch.arange(t) < torch.tensor(lengths)[:, None]
     success = torch.arange(t) == torch.tensor(lengths)[:, None] - 1
-    success[0] = False
+    success[0] = (torch.arange(t) == 0) & (lengths[0] > 1)
     tensordict = TensorDict(
         {
             "observation": {

@@ -174,6 +174,15 @@ def test_reward_modes(mode: str) -> None:
         assert not torch.equal(reward, sparse)
 
 
+def test_the_dense_reward_is_discounted_inside_the_chunk() -> None:
+    env = make(RewardConfig(mode="dense", gamma=0.5), chunk_size=3, dense_reward=True, observation="state")
+    env.set_seed(1)
+    data = collect(env, 10)
+    dense = data["next", keys.DENSE_REWARD]
+    assert (data["next", keys.NUM_STEPS] == 3).any() and (dense[..., 2] > 0).any()
+    torch.testing.assert_close(data["next", keys.REWARD], dense @ torch.tensor([[1.0], [0.5], [0.25]]))
+
+
 def test_reset_mode_leaves_crossings_unshaped() -> None:
     def shaped(stage_mode: str) -> tuple[torch.Tensor, torch.Tensor]:
         env = make(RewardConfig(stage_mode=stage_mode), observation="state")

@@ -20,7 +20,7 @@ def episode():
 
 
 def test_the_expert_goes_through_the_stages_in_order(episode):
-    assert episode.success_once and [index for index, _, _ in episode.bands()] == list(range(len(episode.stage_names) + 1))
+    assert episode.success and [index for index, _, _ in episode.bands()] == list(range(len(episode.stage_names) + 1))
     assert episode.stage_index[-1] == len(episode.stage_names)
     num = len(episode.stage_index)
     assert len(episode.images) == len(episode.potential) == len(episode.time) == num and len(episode.reward) == num - 1
@@ -64,7 +64,7 @@ def test_the_same_again_to_the_bit_and_another_reward():
 def test_a_policy_decides_in_chunks():
     torch.manual_seed(0)
     found = record_episode("Toy-v0", 3, policy=tiny(4, image_size=32, channels=(8, 8, 8), hidden_size=32, num_layers=1), temperature=1.0)
-    assert not found.success_once and found.time.diff().max() == 4
+    assert not found.success and found.time.diff().max() == 4
     with pytest.raises(ValueError, match=r"action_noise=0.1: is for the expert"):
         record_episode("Toy-v0", 3, policy=tiny(4, image_size=32, channels=(8, 8, 8)), action_noise=0.1)
     with pytest.raises(ValueError, match=r"temperature=5.0: is for a policy"):

@@ -95,7 +95,7 @@ class StageReward(Transform):
         discount = config.gamma ** torch.arange(step_reward.shape[-1], device=step_reward.device, dtype=step_reward.dtype)
         reward = sparse = (step_reward * discount).sum(-1, keepdim=True)
         if config.mode == "dense":
-            reward = next_tensordict.get(keys.DENSE_REWARD)
+            reward = (next_tensordict.get(keys.DENSE_REWARD) * discount).sum(-1, keepdim=True)
         if config.shaped:
             reward = sparse + self._shaping(tensordict, next_tensordict).unsqueeze(-1)
         next_tensordict.set(SPARSE_REWARD, sparse)
