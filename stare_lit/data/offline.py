@@ -1,6 +1,7 @@
 """Rollouts of the policy that enters the preference phase: several episodes from each of many initial states, kept on disk."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -150,8 +151,10 @@ def select_episodes(trajectories: Trajectories, settings: RolloutSettings) -> to
 
 
 def policy_fingerprint(policy: nn.Module) -> str:
-    """SHA-256 of all weights and buffers (names, dtypes, shapes, bytes), as hexadecimal digits."""
-    digest = hashlib.sha256()
+    """SHA-256 of how the policy reads and acts (its config, but for where its tokenizer lies), and of all weights and buffers (names, dtypes, shapes, bytes),
+    as hexadecimal digits."""
+    config: Any = policy.config
+    digest = hashlib.sha256(json.dumps({**config.to_dict(), "tokenizer": None}, sort_keys=True).encode())
     for name, value in sorted(policy.state_dict().items()):
         if isinstance(value, torch.Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -1,5 +1,7 @@
 """Stage labels, flat batches, stored rollouts and references: by hand where numbers matter, on the toy where files do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning import LightningModule, Trainer
@@ -218,6 +220,15 @@ class TestReferences:
         with torch.no_grad():
             policy.placeholders[0, 0] += 1e-6
         assert policy_fingerprint(policy) != before
+
+    @pytest.mark.parametrize("setting", [{"image_crop": 0.9}, {"image_kernel": "lanczos"}, {"prompt": "{instruction}!"}, {"action_prior": 0.3}])
+    def test_fingerprint_sees_how_the_policy_reads(self, setting):
+        policy = small_policy()
+        before = policy_fingerprint(policy)
+        policy.config = replace(policy.config, **setting)
+        assert policy_fingerprint(policy) != before
+        policy.config = replace(policy.config, tokenizer="elsewhere", **{name: getattr(small_policy().config, name) for name in setting})
+        assert policy_fingerprint(policy) == before
 
     def test_decisions_carry_no_outcome(self, toy):
         names = decision_keys(toy)
