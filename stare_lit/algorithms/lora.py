@@ -1,6 +1,8 @@
 """Low-rank adapters (peft) on a policy: merged on entering a phase, then a fresh zero one, so that "adapter off" is the policy that entered."""
 
 import copy
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,8 @@ class LoraSettings:
         alpha: the adapter's output is scaled by alpha / rank.
         dropout: on the adapter's input; 0 keeps the first step's log-ratio at exactly 0.
         target_modules: "all-linear", or a regular expression over module names.
-        exclude_modules: a regular expression over module names that get none; ``.*lm_head`` leaves the output head as it is.
+        exclude_modules: a regular expression over module names that get none; ``.*lm_head`` leaves the output head as it is. One that shares its weight
+            with the input embedding never gets any: merged, it would change what is read, too.
         initialisation: of the first factor: ``gaussian`` (deviation 1 / rank) or ``kaiming`` (peft's own default); the second is zero.
     """
 
@@ -46,12 +49,14 @@ def add_adapter(policy: nn.Module, settings: LoraSettings) -> None:
     """
     if has_adapter(policy):
         raise ValueError("policy: has an adapter already; merge it first (merge_adapter), so that 'adapter off' is the policy that enters the phase")
+    uses = Counter(id(parameter) for module in policy.modules() for parameter in module.parameters(recurse=False))
+    tied = [re.escape(name) for name, module in policy.named_modules() if isinstance(module, nn.Linear) and uses[id(module.weight)] > 1]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
-        exclude_modules=settings.exclude_modules,
+        exclude_modules="|".join([settings.exclude_modules, *tied]),
         init_lora_weights="gaussian" if settings.initialisation == "gaussian" else True,
     )
     inject_adapter_in_model(config, policy)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from tensordict import TensorDict
 
+from stare_lit import keys
 from stare_lit.algorithms.lora import LoraSettings, add_adapter, merge_adapter
 from stare_lit.algorithms.sta_ppo import StaPPOModule
 from stare_lit.models.vla.presets import tiny
@@ -19,6 +21,25 @@ def test_interaction_trains_adapter_and_value_head():
     assert {id(parameter) for parameter in value} == {id(parameter) for parameter in module.policy.value_head.parameters()}
     names = {id(parameter): name for name, parameter in module.policy.named_parameters()}
     assert adapter and all("lora_" in names[id(parameter)] for parameter in adapter)
+
+
+def test_a_head_that_is_the_input_embedding_gets_no_adapter():
+    """Merged, it would change what the policy reads; what was trained is what is saved."""
+    torch.manual_seed(0)
+    tied = policy()
+    tied.language_model.lm_head.weight = tied.language_model.model.embed_tokens.weight
+    add_adapter(tied, LoraSettings(rank=2))
+    names = [name for name, parameter in tied.named_parameters() if "lora_" in name]
+    assert names and not any("lm_head" in name for name in names)
+    for name in names:
+        torch.nn.init.normal_(tied.get_parameter(name))
+    seen = TensorDict({keys.IMAGE: torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)}, batch_size=[4])
+    seen[keys.INSTRUCTION] = ["push the cube"] * 4
+    tied.eval().act(seen, temperature=1.0)
+    with torch.no_grad():
+        before = tied.evaluate_actions(seen)["log_probs"]
+        merge_adapter(tied)
+        torch.testing.assert_close(tied.evaluate_actions(seen)["log_probs"], before, atol=1e-4, rtol=0)
 
 
 def test_adapters_of_half_precision_weights_are_float32():
