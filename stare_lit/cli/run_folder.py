@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from stare_lit.data.lock import LOCK, lock_folder
 
@@ -26,7 +27,8 @@ RUN_DIR_VARIABLE = "STARE_RUN_DIR"  # tells the processes that a multi-process l
 def choose_run_dir(run_dir: str | None, ckpt_path: str | None, *, name: str, held: ExitStack) -> Path:
     """The folder of this run: ``run_dir``, or the first free number under ``runs/<name>/`` where it is None.
 
-    A folder that holds a run is continued where ``ckpt_path`` is one of its own checkpoints (or ``last``, ``best``); otherwise it is an error.
+    A folder that holds a run is continued where ``ckpt_path`` is one of its own checkpoints (or ``last``, ``best``), or where Slurm has queued the job
+    again; otherwise it is an error.
     So is one that another process is writing to: its lock is kept in ``held``, and gone with this process.
     """
     if any(int(os.environ.get(name) or 0) > 0 for name in RANKS):
@@ -42,7 +44,7 @@ def choose_run_dir(run_dir: str | None, ckpt_path: str | None, *, name: str, hel
         chosen = Path(run_dir)
         if ckpt_path == "last" and not holds_run(chosen):
             raise ValueError(f"ckpt_path='last': there is no run in {chosen}; give its --run_dir, or the path of a checkpoint file")
-        if holds_run(chosen) and not _is_own_checkpoint(chosen, ckpt_path):
+        if holds_run(chosen) and not _is_own_checkpoint(chosen, ckpt_path) and not _queued_again(chosen, ckpt_path):
             raise ValueError(
                 f"run_dir={run_dir!r} already holds a run. Continue it (--run_dir {run_dir} --ckpt_path last), choose another --run_dir, or leave run_dir "
                 "out to get a new folder."
@@ -89,6 +91,11 @@ def _free(folder: Path, held: ExitStack) -> bool:
 
 def _is_own_checkpoint(run_dir: Path, ckpt_path: str | None) -> bool:
     return ckpt_path is not None and (ckpt_path in ("last", "best", "hpc") or Path(ckpt_path).resolve().is_relative_to(run_dir.resolve()))
+
+
+def _queued_again(run_dir: Path, ckpt_path: str | None) -> bool:
+    """Whether this is a job that Slurm began anew with the same command: Lightning goes on from what it wrote at the signal."""
+    return ckpt_path is None and SLURMEnvironment.detect() and any(run_dir.glob("hpc_ckpt_*.ckpt"))
 
 
 def _parts(value: object) -> list[Namespace]:

@@ -3,6 +3,7 @@
 (What a GPU simulator holds is not restored: rounds begin with a seeded reset instead, and GPU physics is not exact to the bit.)
 """
 
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_phases import PHASES, arguments, checkpoint, die_at_call, differences, metrics, stare
+from toy_phases import PHASES, arguments, checkpoint, die_at_call, differences, metrics, signal_at_call, stare
 
 STEP = (torch.optim.AdamW, "step")
 
@@ -45,6 +46,23 @@ def same_result(undisturbed: Path, phase: str, run_dir: str) -> None:
     for name in ("best", "last"):
         a, b = (Path(run, name, "model.safetensors").read_bytes() for run in (whole, run_dir))
         assert a == b
+
+
+def test_a_job_that_slurm_queues_again_goes_on_with_the_same_command(workplace, tmp_path, monkeypatch):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text("#!/bin/sh\necho $@ >> requeued\nkill -9 $PPID\n")  # as the job ends
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for name, value in {"NTASKS": "1", "JOB_ID": "17", "JOB_NAME": "stare", "PROCID": "0", "LOCALID": "0", "NODELIST": "localhost"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    plugin = {"class_path": "lightning.pytorch.plugins.environments.SLURMEnvironment", "init_args": {"auto_requeue": True}}
+    line = arguments("sft", f"--trainer.plugins={json.dumps([plugin])}", run_dir="runs/again")
+    assert stare(line, before=signal_at_call(*STEP, 5, signal.SIGUSR1)) == -signal.SIGKILL, Path("log.txt").read_text()[-3000:]
+    assert Path("requeued").read_text() == "requeue 17\n"
+    assert stare(line) == 0, Path("log.txt").read_text()[-3000:]
+    assert "hpc_ckpt_1.ckpt" in Path("log.txt").read_text()
+    assert checkpoint("runs/again")["global_step"] == checkpoint(str(workplace / "runs" / "sft"))["global_step"] == 12
 
 
 # optimizer step before which the process dies: sft has a checkpoint every 3 of 12, sta_tpo one an epoch of 2, sta_ppo one a round of 6

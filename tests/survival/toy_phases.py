@@ -111,6 +111,11 @@ def stare(line: list[str], *, before: Callable[[], Any] | None = None) -> int:
 
 def die_at_call(owner: Any, name: str, number: int) -> Callable[[], None]:
     """Makes the process kill itself, as ``kill -9`` does, just before the ``number``-th call (from 1) of ``owner.name``."""
+    return signal_at_call(owner, name, number, signal.SIGKILL)
+
+
+def signal_at_call(owner: Any, name: str, number: int, kind: signal.Signals) -> Callable[[], None]:
+    """Makes the process send itself a signal there."""
 
     def patch() -> None:
         original, calls = getattr(owner, name), [0]
@@ -118,7 +123,7 @@ def die_at_call(owner: Any, name: str, number: int) -> Callable[[], None]:
         def dying(*args: Any, **kwargs: Any) -> Any:
             calls[0] += 1
             if calls[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), kind)
             return original(*args, **kwargs)
 
         setattr(owner, name, dying)
