@@ -94,9 +94,8 @@ class StaPPOModule(PhaseModule):
         self.save_hyperparameters(ignore=["policy"], logger=False)
         self.lmbda, self.clip_epsilon, self.clip_value, self.huber_delta = lmbda, clip_epsilon, clip_value, huber_delta
         self.entropy_coeff, self.critic_coeff, self.num_epochs, self.minibatch_size = entropy_coeff, critic_coeff, num_epochs, minibatch_size
-        self.micro_batch_size = micro_batch_size
         self.learning_rate, self.value_learning_rate, self.schedule, self.weight_decay = learning_rate, value_learning_rate, schedule, weight_decay
-        self.max_grad_norm, self.target_kl, self.value_warmup_rounds = max_grad_norm, target_kl, value_warmup_rounds
+        self.micro_batch_size, self.max_grad_norm, self.target_kl, self.value_warmup_rounds = micro_batch_size, max_grad_norm, target_kl, value_warmup_rounds
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         policy, value = split_value_head(self.policy)
@@ -136,7 +135,9 @@ class StaPPOModule(PhaseModule):
                 if only_value:
                     for parameter in optimizer.param_groups[0]["params"]:
                         parameter.grad = None
-                self.clip_gradients(optimizer, gradient_clip_val=self.max_grad_norm, gradient_clip_algorithm="norm")
+                scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed: gradients are divided by its scale in the step only
+                limit = self.max_grad_norm * (1.0 if scaler is None else scaler.get_scale())
+                self.clip_gradients(optimizer, gradient_clip_val=limit, gradient_clip_algorithm="norm")
                 optimizer.step()
                 divergence, passes, count = divergence + float(self.total(metrics["approx_kl"])), passes + 1, count + 1
                 totals = {name: totals.get(name, 0.0) + value for name, value in metrics.items()}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from tensordict import TensorDict
 
 from stare_lit import keys
@@ -222,6 +223,16 @@ def test_a_success_that_is_lost_again_is_none():
     batch = episodes([False, False], [3, 3])
     batch[keys.next_(keys.SUCCESS)][0, 1] = True
     assert (StaPPOModule(Seen(), **GROUP).group_advantages(batch, group_size=2)["advantage"] == 0).all()
+
+
+def test_scaled_gradients_are_clipped_at_the_scaled_norm(tmp_path, monkeypatch):
+    """With 16-mixed the scaler's factor is still in the gradients where Lightning lets them be clipped."""
+    limits = []
+    monkeypatch.setattr(StaPPOModule, "clip_gradients", lambda self, optimizer, gradient_clip_val, **_: limits.append(gradient_clip_val))
+    half = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    for plugins in ([], [half]):
+        fit(tmp_path, StaPPOModule(policy(), num_epochs=1, minibatch_size=100, max_grad_norm=10.0), plugins=plugins)
+    assert limits == [10.0, 10240.0]
 
 
 class Wins(RolloutDataModule):
