@@ -18,7 +18,7 @@ from stare_lit.data.ahead import Acting, Ahead
 from stare_lit.data.offline import evaluating
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.ray_rounds import RayRounds, RaySettings
-from stare_lit.envs.factory import check_renderer, make_env
+from stare_lit.envs.factory import TOY, check_renderer, make_env
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.rollout import run_episodes
 from stare_lit.envs.seeds import SEED_RANGES
@@ -100,6 +100,8 @@ class RolloutDataModule(LightningDataModule):
         for name, value in {"num_envs": num_envs, "decisions_per_env": decisions_per_env, "temperature": temperature}.items():
             if value <= 0:
                 raise ValueError(f"{name}={value}: must be above 0.")
+        if group_size is not None and task != TOY and torch.device(device).type == "cuda":
+            raise ValueError(f"group_size={group_size} with device={device!r}: scenes of a GPU batch do not start alike from equal seeds; set device to 'cpu'")
         self.task, self.num_envs, self.num_workers, self.decisions_per_env = task, num_envs, num_workers, decisions_per_env
         self.temperature, self.image_size, self.reward, self.device, self.seed = temperature, image_size, reward, device, seed
         self.ray, self.staleness, self.group_size = ray, staleness, group_size
@@ -125,8 +127,7 @@ class RolloutDataModule(LightningDataModule):
         if (self.staleness or self.ray is not None) and module.device_mesh is not None:
             raise ValueError(f"staleness={self.staleness}, ray={self.ray}: who samples elsewhere holds a whole policy, which does not go with sharded weights "
                              "(ModelParallelStrategy); set data.staleness to 0 and leave data.ray out")  # fmt: skip
-        policy = module.policy
-        settings = policy.environment | self._settings
+        policy, settings = module.policy, module.policy.environment | self._settings
         make = partial(
             make_env, self.task, num_workers=self.num_workers, reward=self.reward, tokenize=policy.prompts,
             device=self.device, seed_range=SEED_RANGES["train"], **settings,

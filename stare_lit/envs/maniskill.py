@@ -31,7 +31,8 @@ class ManiSkillEnv(EnvBase):
 
     The camera is rendered and the signals are measured once a decision, at its end. A decision stops early where the episode ends, so its
     ``num_steps`` is h <= H. In a GPU batch the simulator cannot stop single scenes: those that ended are sent a zero action until the
-    decision is over, and what they report (reward, success, h) is that of their end. Those that a ``_step`` mask lets rest report h = 0.
+    decision is over; reward, success and h are those of their end, observation and signals those of the decision's. Those that a ``_step`` mask lets
+    rest report h = 0. ManiSkill draws the episodes that start together in a GPU batch from the first one's seed: there none is a function of its own.
 
     Reward: ``step_reward`` is 1 at the first step with success where ``terminate_on_success``; otherwise the change of the success flag
     (+1 on success, -1 when it is lost again).
@@ -155,7 +156,8 @@ class ManiSkillEnv(EnvBase):
         layout = official_layout(self.task, int(seeds[0])) if len(seeds) else None
         if layout is not None:
             options["episode_id"] = torch.tensor([layout])
-        _, info = self._sim.reset(seed=self._seeds.tolist(), options=options)
+        # ManiSkill draws from the first seed whichever scenes start
+        _, info = self._sim.reset(seed=[int(seeds[0]) if len(seeds) else 0, *self._seeds[1:].tolist()], options=options)
         self._adopt_scene()
         begin_episode(self._sim, self.task, self.perturbation, int(self._seeds[0]))
         self._start_height[index] = self._height(self._sim)[index]

@@ -103,6 +103,8 @@ def test_bad_groups_are_refused(tmp_path):
     for settings in ({"group_size": 3}, {"group_size": 1}):
         with pytest.raises(ValueError, match=f"group_size={settings['group_size']}.*num_envs=4 must be a multiple"):
             RolloutDataModule("Toy-v0", num_envs=4, **settings)
+    with pytest.raises(ValueError, match="group_size=2 with device='cuda': scenes of a GPU batch do not start alike"):
+        RolloutDataModule("PushCube-v1", num_envs=4, group_size=2, device="cuda")
     with pytest.raises(ValueError, match="decisions_per_env=2: group_size=2 takes whole episodes, of up to 3 decisions"):
         grouped(tmp_path, decisions_per_env=2)
 
