@@ -112,7 +112,7 @@ class TestEveryTask:
         spec, index, _ = labelled(task, demos)
         for row, mask in zip(index[demos.success], demos.mask[demos.success], strict=True):
             labels = row[mask]
-            assert labels[0] == 0 and labels[-1] == spec.num_stages and (labels.diff() >= 0).all()
+            assert labels[0] == 0 and labels[-1] == spec.num_stages
             assert set(labels.tolist()) >= set(range(spec.num_stages - 1)), labels  # placing may take no step of its own
 
     def test_success_ends_the_last_stage(self, task, demos):
@@ -126,6 +126,7 @@ class TestEveryTask:
         index = separate(spec, demos.signals, demos.mask, monotone=False)
         falls = ((index.diff() < 0) & demos.mask[:, 1:] & demos.success[:, None]).sum(1)
         assert falls.float().mean() <= 0.2, falls.tolist()
+        assert (falls == 0).sum() >= 0.85 * len(falls), falls.tolist()  # in order by themselves; 44 of 50 of the spoon, the others 45 or more
 
     def test_costs_lie_in_the_unit_interval_and_are_lower_for_better_executions(self, task, acting, hold, demos):
         spec, index, error = labelled(task, demos)
@@ -178,9 +179,9 @@ class TestEveryTask:
         by_itself, at_all = torch.stack(passed).flatten(), torch.stack(best).flatten() >= 2
         allowed = max(1, num // 100)
         assert by_itself.sum() <= allowed  # not because a success ended every stage
-        if task in ACCIDENTS and at_all.sum() > allowed:
+        assert at_all.sum() <= (0.1 * num if task in ACCIDENTS else allowed)
+        if at_all.sum() > allowed:
             pytest.xfail(f"{ACCIDENTS[task]}: success in {int(at_all.sum())} of {num} episodes, which ends every stage")
-        assert at_all.sum() <= allowed
 
 
 def test_every_task_has_a_demonstrator():

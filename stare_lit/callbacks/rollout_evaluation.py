@@ -12,7 +12,7 @@ from torchrl.envs import EnvBase
 
 from stare_lit.callbacks.provenance import all_finite, describe, save_policy
 from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
-from stare_lit.envs.factory import make_env
+from stare_lit.envs.factory import envs_for, make_env
 from stare_lit.envs.seeds import split_seeds
 from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy, measure_of
 from stare_lit.evaluation.report import console, report, summary_table, write_json
@@ -174,7 +174,8 @@ class RolloutEvaluation(Callback):
             size = {} if self.image_size is None else {"image_size": self.image_size}
             settings = {**policy.environment, **size, "terminate_on_success": False, **self.environment}
             with isolate_rng():  # training goes on as if nothing had been measured
-                self._env = make_env(self.task, min(self.num_envs, len(seeds)), num_workers=self.num_workers, **settings)
+                num_envs = envs_for(len(seeds), self.num_envs, self.num_workers)
+                self._env = make_env(self.task, num_envs, num_workers=self.num_workers, **settings)
         recorder = FrameRecorder(seeds[: self.video_episodes])
         with isolate_rng(), trainer.precision_plugin.forward_context():
             result = evaluate_policy(policy, self._env, seeds, task=self.task, temperature=self.temperature, watch=recorder)

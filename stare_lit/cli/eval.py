@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stare_lit.callbacks.provenance import fingerprint
 from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
 from stare_lit.cli.perturbation import ALL, own_instructions, read_perturbations, split_by_fit
-from stare_lit.envs.factory import make_env
+from stare_lit.envs.factory import envs_for, make_env
 from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.seeds import Split, split_seeds
 from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
@@ -78,7 +78,7 @@ def _evaluate(
 ) -> Evaluation:
     """One evaluation with a progress bar that says ``name``; the result says in what environment."""
     settings = environment_of(policy.environment, split, environment)
-    env = make_env(task, min(num_envs, len(seeds)), num_workers=num_workers, **settings)
+    env = make_env(task, envs_for(len(seeds), num_envs, num_workers), num_workers=num_workers, **settings)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

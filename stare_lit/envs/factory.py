@@ -30,6 +30,12 @@ def default_num_workers(num_envs: int) -> int:
     return next(num for num in range(most, 0, -1) if num_envs % num == 0)
 
 
+def envs_for(num_episodes: int, num_envs: int, num_workers: int | None) -> int:
+    """Environments for so few episodes: ``num_envs``, or as many as there are episodes, made even for the workers."""
+    share = num_workers or 1
+    return min(num_envs, -(-num_episodes // share) * share)
+
+
 def check_renderer(task: str, *, visuals: str = "auto", cameras: Sequence[str] | None = None) -> None:
     """Raises ValueError where meshes or cameras are chosen for a task that has none."""
     if task == TOY and visuals != "auto":

@@ -6,7 +6,7 @@ from torchrl.envs.utils import check_env_specs, step_mdp
 
 from stare_lit import keys
 from stare_lit.envs import pool
-from stare_lit.envs.factory import TOY, default_num_workers, make_env, seeded_reset
+from stare_lit.envs.factory import TOY, default_num_workers, envs_for, make_env, seeded_reset
 from stare_lit.envs.maniskill import ManiSkillEnv
 from stare_lit.envs.rollout import MASK, run_episodes
 from stare_lit.envs.seeds import SEED_RANGES, split_seeds
@@ -24,6 +24,13 @@ def test_seed_ranges_are_disjoint():
     for split, num, message in (("dev", 1, "split='dev'"), ("test", 0, "num_episodes=0"), ("train", 1_000_001, "num_episodes=1000001")):
         with pytest.raises(ValueError, match=message):
             split_seeds(split, num)
+
+
+def test_few_episodes_take_few_environments_that_the_workers_share():
+    asked = [(5, 8, 2), (5, 8, None), (5, 8, 0), (24, 32, 16), (50, 64, 4), (100, 16, 4), (5, 7, 2)]
+    assert [envs_for(*numbers) for numbers in asked] == [6, 5, 5, 32, 52, 16, 6]
+    with pytest.raises(ValueError, match="num_envs=7 does not divide over num_workers=2"):
+        make_env(PUSH, envs_for(100, 7, 2), num_workers=2, **SETTINGS)  # what was asked for, not another number
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 4, 5, 6, 7, 8, 16, 64])
