@@ -29,14 +29,14 @@ class Ahead:
 
     Args:
         policy: the one that is trained, adapters and all; it is copied once.
-        state: ``state_dict`` of a run that was stopped; None: the policy as it is now, which has learnt ``learnt`` rounds.
+        state: ``state_dict`` of a run that was stopped; without, ``freeze`` says by which weights to act.
     """
 
-    def __init__(self, policy: nn.Module, state: dict[str, Any] | None, learnt: int) -> None:
+    def __init__(self, policy: nn.Module, state: dict[str, Any] | None = None) -> None:
         self.policy = copy.deepcopy(policy).eval()
         trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
         self._weights = {name: parameter.requires_grad_(False) for name, parameter in self.policy.named_parameters() if name in trained}
-        self.learnt = learnt
+        self.learnt = 0
         """Rounds that the frozen weights have learnt from."""
         self._pending: Future | None = None
         self._stopped = threading.Event()

@@ -159,7 +159,7 @@ class RolloutDataModule(LightningDataModule):
         started, sample = time.perf_counter(), partial(self._sample, self.round)
         policy = self.trainer.lightning_module.policy
         if self.staleness and self._ahead is None and self._restored is not None:
-            self._ahead = self._acting.ahead = Ahead(policy, self._restored, self.round)
+            self._ahead = self._acting.ahead = Ahead(policy, self._restored)
         if self.ray is not None:
             batch, seconds = self._sample_by_ray(self.ray)
         elif self._ahead is not None:
@@ -194,10 +194,10 @@ class RolloutDataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: TensorDict, dataloader_idx: int) -> TensorDict:
         """A round is about to be learnt from (a callback may have read others): with ``staleness`` the next one begins with the present weights."""
         if self.staleness:
-            trainer, policy, learnt = self.trainer, self.trainer.lightning_module.policy, self.round - 1
+            trainer, policy = self.trainer, self.trainer.lightning_module.policy
             if self._ahead is None:
-                self._ahead = self._acting.ahead = Ahead(policy, None, learnt)
-            self._ahead.freeze(policy, learnt)
+                self._ahead = self._acting.ahead = Ahead(policy)
+            self._ahead.freeze(policy, learnt=self.round - 1)
             if trainer.max_epochs == -1 or trainer.current_epoch + 1 < trainer.max_epochs:
                 self._ahead.start(partial(self._sample, self.round))
         return batch

@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         sharded.trainer = SimpleNamespace(lightning_module=SimpleNamespace(device_mesh=object(), policy=policy()))
         with pytest.raises(ValueError, match="sharded weights"):
             sharded.setup("fit")
-    state = Ahead(policy(), None, 0).state_dict()
+    state = Ahead(policy()).state_dict()
     state["weights"].pop("placeholders")
     with pytest.raises(ValueError, match="ckpt_path"):
-        Ahead(policy(), state, 0)
+        Ahead(policy(), state)
