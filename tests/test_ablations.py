@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from rich.console import Console
 
 ROOT = Path(__file__).parents[1]
@@ -233,6 +234,25 @@ def test_tables_and_figures_of_what_is_there(tmp_path):
     assert "> 100" in text and "81.0 (80.0, 81.0, 82.0)" in text
     assert "mean over seeds [95 %: paired t over seeds" in " ".join(text.split())  # the title keeps its brackets
     assert {path.name for path in tmp_path.glob("*.png")} == {f"{kind}-{name}-Toy-v0-state.png" for kind in ("curves", "funnel") for name in SHIPPED.tables}
+
+
+def test_over_all_tasks_cells_are_compared_on_the_seeds_that_all_of_them_have():
+    toy, cube = (dataclasses.replace(SHIPPED.variants[0], task=task, observation="state") for task in ("Toy-v0", "StackCube-v1"))
+    runs = {(toy.name, cell): [row(cell, 0, success), row(cell, 1, 1.0)] for cell, success in {"sft": 0.2, "ppo": 0.4}.items()}
+    runs |= {(cube.name, "sft"): [row("sft", seed, 0.6) for seed in (0, 1)], (cube.name, "ppo"): [row("ppo", 0, 0.8)]}  # seed 1 is missing
+    runs[toy.name, "tpo"] = [row("tpo", 0, 0.9)]  # on one task only
+    rows = list(zip(*(list(column.cells) for column in figures.success_table(SHIPPED, "pipeline", [toy, cube], runs).columns), strict=True))
+    shown = {cells[0]: cells[-1] for cells in rows}
+    assert (shown["sft"], shown["ppo"], shown["tpo"]) == ("60.0 (3)", "75.0 (3)", "-")  # toy seeds 0 and 1, cube seed 0
+
+
+def test_no_two_cells_of_a_figure_have_one_colour():
+    variant = dataclasses.replace(SHIPPED.variants[0], task="Toy-v0", observation="state")
+    cells = {(variant.name, cell): [row(cell, 0, 0.5)] for cell in SHIPPED.tables["online"]}
+    axes = figures.axes_of_a_figure(Figure())
+    figures.plot_curves(axes, SHIPPED, "online", variant, cells)
+    drawn = [line.get_color() for line in axes.get_lines()[:-1]]  # the last is the target
+    assert len(set(drawn)) == len(cells) > 10
 
 
 # -- the machine ---------------------------------------------------------------------------------------------------------

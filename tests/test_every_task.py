@@ -120,13 +120,17 @@ class TestEveryTask:
         solved = demos.mask & (demos.signals["success"] > 0)
         assert (index[solved] == spec.num_stages).all() and (error[solved] == 0).all() and solved.any()
 
-    def test_the_online_stage_of_a_demonstration_hardly_ever_falls(self, task, demos):
-        """The index that shapes the reward may go back; where nothing goes wrong it should not."""
+    def test_the_online_stage_of_a_demonstration_falls_only_where_the_object_does(self, task, demos):
+        """The index that shapes the reward may go back; by itself, without ``monotone``, it comes in order in every success in which nothing slips."""
         spec = get_spec(task)
         index = separate(spec, demos.signals, demos.mask, monotone=False)
-        falls = ((index.diff() < 0) & demos.mask[:, 1:] & demos.success[:, None]).sum(1)
-        assert falls.float().mean() <= 0.2, falls.tolist()
-        assert (falls == 0).sum() >= 0.85 * len(falls), falls.tolist()  # in order by themselves; 44 of 50 of the spoon, the others 45 or more
+        falls = (index.diff() < 0) & demos.mask[:, 1:] & demos.success[:, None]
+        lost = demos.signals["success"].diff() < 0  # what was placed does not stay
+        if "grasped" in demos.signals:
+            slips = demos.signals["grasped"].diff() < 0
+            lost |= slips | torch.nn.functional.pad(slips, (1, -1))  # it may still be in the air one step later
+        assert not (falls & ~lost).any(), (falls & ~lost).nonzero().tolist()
+        assert falls.any(1).sum() <= 0.15 * len(falls), falls.any(1).nonzero().tolist()  # 6 of the spoon, 5 of the stacks of Bridge, of the others none
 
     def test_costs_lie_in_the_unit_interval_and_are_lower_for_better_executions(self, task, acting, hold, demos):
         spec, index, error = labelled(task, demos)
@@ -173,13 +177,13 @@ class TestEveryTask:
                 td = step_mdp(env.step(td.set(keys.ACTION_CHUNK, action)))
                 index = advance(spec, index, dict(td[keys.SIGNALS].items()), monotone=False)
                 best[-1] = torch.maximum(best[-1], index)
-                passed[-1] |= (index >= 2) & (index < spec.num_stages)
+                passed[-1] |= (index >= 2) & (index < spec.num_stages)  # of a push, which is the last stage, nobody passes it but by success
                 if td[keys.DONE].all():
                     break
         by_itself, at_all = torch.stack(passed).flatten(), torch.stack(best).flatten() >= 2
-        allowed = max(1, num // 100)
+        allowed = num // 100
         assert by_itself.sum() <= allowed  # not because a success ended every stage
-        assert at_all.sum() <= (0.1 * num if task in ACCIDENTS else allowed)
+        assert at_all.sum() <= (0.04 * num if task in ACCIDENTS else allowed)
         if at_all.sum() > allowed:
             pytest.xfail(f"{ACCIDENTS[task]}: success in {int(at_all.sum())} of {num} episodes, which ends every stage")
 

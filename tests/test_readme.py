@@ -5,10 +5,13 @@ import shlex
 import shutil
 import subprocess
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stare_lit.cli import main as front
 
@@ -76,6 +79,10 @@ def test_stare_options_parse(command, monkeypatch):
     arguments = [word for word in command[1:] if word != "--help"]
     code, output = run(*arguments, *(["--help"] if "--help" in command else ["--print_config"]))
     assert code == 0, output
+    if "--help" not in command and command[1] in front.FUNCTION_COMMANDS:  # --print_config lets a required argument be left out
+        parameters = signature(getattr(import_module(f"stare_lit.cli.{command[1]}"), command[1])).parameters.values()
+        config = yaml.safe_load(output)
+        assert not [each.name for each in parameters if each.default is each.empty and config.get(each.name) is None], "required arguments are missing"
 
 
 @pytest.mark.parametrize("name", KNOWN)

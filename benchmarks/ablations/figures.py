@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plan import Matrix, Variant
@@ -96,8 +97,17 @@ def _success(values: list[float]) -> str:
     return f"{100 * np.mean(values):.1f} ({', '.join(f'{100 * value:.1f}' for value in values)})"
 
 
+def _over_tasks(strata: list[list[float]]) -> str:
+    """IQM of all runs, its interval, their number; where a task has less than ``FEWEST``, of which nothing is to be cut off, mean of the tasks' means."""
+    num = sum(map(len, strata))
+    if min(map(len, strata)) >= FEWEST:
+        return _percent(*interval(iqm, *strata), num)
+    return _percent(float(np.mean([np.mean(stratum) for stratum in strata])), np.nan, np.nan, num)
+
+
 def success_table(matrix: Matrix, name: str, variants: list[Variant], runs: Runs) -> Table:
-    """A row a cell: success on the test seeds on each task and over all; environment steps of the phase to the target, and of all phases; minutes."""
+    """A row a cell: success on the test seeds on each task, and over all by the seeds that every cell run on all of them has; environment steps of the phase
+    to the target, and of all phases; minutes."""
     title = f"{name}: success in % on the test seeds: mean (of each run); from {FEWEST} runs on IQM [95 %] (runs)"
     found = Table(title=escape(title), title_justify="left", box=box.MARKDOWN)
     found.add_column("cell")
@@ -106,23 +116,25 @@ def success_table(matrix: Matrix, name: str, variants: list[Variant], runs: Runs
             found.add_column(column)
     if len(variants) > 1:
         found.add_column("all tasks")
+    everywhere = {cell for cell in matrix.tables[name] if all((variant.name, cell) in runs for variant in variants)}
+    shared = {v.name: set.intersection(*({row["seed"] for row in runs[v.name, cell]} for cell in everywhere)) for v in variants} if everywhere else {}
     for cell in matrix.tables[name]:
-        shown, strata = [], []
+        shown = []
         for variant in variants:
             rows = runs.get((variant.name, cell), [])
             if not rows:
                 shown += ["-", "-", "-", "-"]
                 continue
-            strata.append(_test(rows))
             needed = float(np.median([steps_to(row, matrix.target) for row in rows]))
             cap = max(row["curve"][-1]["env_steps"] for row in rows)
             steps = "" if matrix.cells[cell].phase != "interaction" else f"> {cap:,}" if np.isinf(needed) else f"{needed:,.0f}"
             minutes = np.median([row["seconds"]["fit"] + row["seconds"].get("rollouts", 0.0) for row in rows]) / 60
             every = np.median([row["env_steps"]["all"] for row in rows])
-            shown += [_success(strata[-1]) + _upright(rows), steps, f"{every:,.0f}", f"{minutes:.1f}"]
+            shown += [_success(_test(rows)) + _upright(rows), steps, f"{every:,.0f}", f"{minutes:.1f}"]
         if len(variants) > 1:
-            complete = len(strata) == len(variants)
-            shown.append(_percent(*interval(iqm, *strata), sum(map(len, strata))) if complete else "-")
+            alike = cell in everywhere and all(shared.values())
+            strata = [_test([row for row in runs[v.name, cell] if row["seed"] in shared[v.name]]) for v in variants] if alike else []
+            shown.append(_over_tasks(strata) if alike else "-")
         found.add_row(cell, *shown)
     return found
 
@@ -158,6 +170,13 @@ def claims_table(matrix: Matrix, variants: list[Variant], runs: Runs) -> Table:
         certain = [words[int(np.sign(value)) + 1] + ("" if low > 0 or high < 0 else ", not certain") for value, low, high, _ in filter(None, gains)]
         found.add_row(better, worse, *shown, "; ".join(certain))
     return found
+
+
+def axes_of_a_figure(figure: Figure) -> Axes:
+    """Axes with twenty colours: a table has more cells than the ten that are the default."""
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
+    return axes
 
 
 def plot_curves(axes: Axes, matrix: Matrix, name: str, variant: Variant, runs: Runs) -> None:
@@ -215,7 +234,7 @@ def draw(matrix: Matrix, results: Path, out: Console) -> None:
             tables.append(funnel_table(matrix, name, variant, runs))
             for kind, plot in (("curves", plot_curves), ("funnel", plot_funnel)):
                 figure = Figure(figsize=(9, 5), layout="constrained")
-                plot(figure.subplots(), matrix, name, variant, runs)
+                plot(axes_of_a_figure(figure), matrix, name, variant, runs)
                 figure.savefig(results / f"{kind}-{name}-{variant.name}.png", dpi=100)
     tables.append(claims_table(matrix, variants, runs))
     out.print(*tables)

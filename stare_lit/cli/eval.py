@@ -1,8 +1,10 @@
 """``stare eval``: success of a saved policy on one split, with intervals, the stage funnel, and the paired gain over another policy."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stare_lit.callbacks.provenance import fingerprint
 from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
-from stare_lit.cli.perturbation import ALL, own_instructions, read_perturbations, split_by_fit
+from stare_lit.cli.perturbation import ALL, read_perturbations, split_by_fit
 from stare_lit.envs.factory import envs_for, make_env
 from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.seeds import Split, split_seeds
+from stare_lit.envs.signals import instructions_of
 from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
 from stare_lit.evaluation.report import console, report, stage_table, summary_table, write_json
 from stare_lit.models.vla import VLAPolicy
@@ -120,7 +123,7 @@ def evaluate_perturbed(
     if reasons and not (leave_out and fitting):
         raise ValueError("; ".join(reasons.values()))
     for perturbation in fitting.values():
-        policy.prompts(perturbation.instructions_of(task, own_instructions(task)))  # a text that is too long is told before any work
+        policy.prompts(perturbation.instructions_of(task, instructions_of(task)))  # a text that is too long is told before any work
     rows = {IN_DISTRIBUTION: Perturbation(), **fitting}
     return {
         name: _evaluate(policy, name, task, seeds, split=split, environment={**environment, "perturbation": row}, **settings) for name, row in rows.items()
@@ -200,5 +203,7 @@ def eval(
     if video:
         out.print(f"video   {video}")
     if split not in ("test", "official") and not compare and not asked:
-        test = shlex.join(["stare", "eval", "--checkpoint", checkpoint, "--task", task, "--split", "test", "--num_episodes", "200"])
+        usual = {name: parameter.default for name, parameter in signature(eval).parameters.items()}
+        changed = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in common.items() if value != usual[name]]
+        test = shlex.join(["stare", "eval", "--checkpoint", checkpoint, "--task", task, "--split", "test", "--num_episodes", "200", *changed])
         out.print(f"next    {test}")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from stare_lit.envs.perturbations import TOY, Perturbation
+from stare_lit.envs.perturbations import Perturbation
+from stare_lit.envs.signals import instructions_of
 
 FOLDER = Path("configs/perturbations")
 ALL = "all"
@@ -46,20 +47,12 @@ def _read(path: Path) -> Perturbation:
         raise ValueError(f"perturbation={str(path)!r}: {error}") from error
 
 
-def own_instructions(task: str) -> tuple[str, ...]:
-    """The table of instructions of ``task`` as it is."""
-    from stare_lit.envs.signals import INSTRUCTIONS
-    from stare_lit.envs.toy import ToyEnv
-
-    return {TOY: ToyEnv.instructions, **INSTRUCTIONS}[task]
-
-
 def split_by_fit(perturbations: Mapping[str, Perturbation], task: str, observation: str) -> tuple[dict[str, Perturbation], dict[str, str]]:
     """Those that ``task`` can be put under, and for the others the reason why not, both by name."""
     fitting, reasons = {}, {}
     for name, perturbation in perturbations.items():
         try:
-            perturbation.check(task, own_instructions(task), observation=observation)
+            perturbation.check(task, instructions_of(task), observation=observation)
             fitting[name] = perturbation
         except ValueError as error:
             reasons[name] = str(error)

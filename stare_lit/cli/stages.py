@@ -5,7 +5,7 @@ from typing import Any, Literal
 from stare_lit.cli.eval import OFFICIAL_VIEW
 from stare_lit.envs.factory import check_renderer
 from stare_lit.envs.robots import robot_of
-from stare_lit.envs.seeds import Split, split_seeds
+from stare_lit.envs.seeds import Split, split_range
 from stare_lit.envs.transforms import RewardConfig
 from stare_lit.evaluation.episode import record_episode
 from stare_lit.evaluation.report import console
@@ -45,9 +45,9 @@ def stages(
         output: file to write; its ending chooses the format (.png, .pdf, .svg).
     """
     check_renderer(task, visuals=visuals, cameras=cameras)
-    if episode < 0:
-        raise ValueError(f"episode={episode}: is counted from 0")
-    (seed,) = split_seeds(split, 1, offset=episode, task=task)
+    seeds = split_range(split, task)
+    if not 0 <= episode < len(seeds):
+        raise ValueError(f"episode={episode}: the {split} split has the episodes 0..{len(seeds) - 1}")
     if checkpoint is not None and cameras:
         raise ValueError(f"cameras={list(cameras)}: the policy of checkpoint={checkpoint!r} sees through its own; leave one of the two out")
     policy = None if checkpoint is None else VLAPolicy.from_pretrained(checkpoint)
@@ -61,7 +61,7 @@ def stages(
     size = (128 if policy is None else policy.config.image_size) if image_size is None else image_size
     ends = not robot_of(task).judged_at_end if terminate_on_success is None else terminate_on_success
     found = record_episode(
-        task, seed, policy=policy, reward=reward, temperature=temperature, action_noise=action_noise, terminate_on_success=ends,
+        task, seeds[episode], policy=policy, reward=reward, temperature=temperature, action_noise=action_noise, terminate_on_success=ends,
         image_size=size, **seen,
     )  # fmt: skip
     out = console()

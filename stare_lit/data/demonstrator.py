@@ -14,6 +14,7 @@ from stare_lit import keys
 from stare_lit.data.trajectories import TrajectoryMetadata
 from stare_lit.envs.factory import TOY, check_renderer
 from stare_lit.envs.robots import robot_of
+from stare_lit.envs.signals import instructions_of
 from stare_lit.experts.make import REVISIONS, make_demonstrator
 from stare_lit.experts.noise import disturbed, jolted, random_starts, slipping
 from stare_lit.types import Expert
@@ -88,23 +89,13 @@ class DemoSettings:
         rare = "".join(f"-{part}{value:g}" for part, value in (("gripper", self.gripper_noise), ("arm", self.arm_noise)) if value)
         return Path("data/demos") / f"{self.task}-{seen}-noise{self.action_noise:g}{rare}"
 
-    def instructions(self) -> tuple[str, ...]:
-        """The task's table of instructions; ValueError for an unknown task."""
-        from stare_lit.envs.signals import INSTRUCTIONS
-        from stare_lit.envs.toy import ToyEnv
-
-        known = {TOY: ToyEnv.instructions, **INSTRUCTIONS}
-        if self.task not in known:
-            raise ValueError(f"task={self.task!r} is unknown; choose one of {sorted(known)}")
-        return known[self.task]
-
     def metadata(self, seed_range: tuple[int, int]) -> TrajectoryMetadata:
         """What a folder of demonstrations from the seeds ``[low, high)`` says of itself."""
         config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation", "gripper_noise", "arm_noise")}
         config |= {"cameras": list(self.cameras), "seed_range": list(seed_range)}
         if self.task in REVISIONS:
             config["demonstrator"] = REVISIONS[self.task]
-        return TrajectoryMetadata(self.task, ACTION_DIM, 1, robot_of(self.task).control_mode, self.image_size, self.instructions(), config=config)
+        return TrajectoryMetadata(self.task, ACTION_DIM, 1, robot_of(self.task).control_mode, self.image_size, instructions_of(self.task), config=config)
 
     def demonstrator(self) -> tuple[EnvBase, Expert]:
         """Environment and expert, in the process that runs them."""

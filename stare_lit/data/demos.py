@@ -17,6 +17,7 @@ from stare_lit.data.metadata import read_metadata
 from stare_lit.data.phase import fitting, simulator_only
 from stare_lit.data.trajectories import Trajectories
 from stare_lit.envs.seeds import SEED_RANGES
+from stare_lit.envs.signals import instructions_of
 from stare_lit.models.vla import ActionStatistics
 
 __all__ = ["DemoDataModule", "collect_demos"]
@@ -79,7 +80,7 @@ class DemoDataModule(LightningDataModule):
             raise ValueError(f"first_seed={first_seed}: the training range has the seeds 0..{SEED_RANGES['train'][1] - 1}")
         self.task, self.seed_range = task, (first_seed, SEED_RANGES["train"][1])
         self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, tuple(cameras), gripper_noise, arm_noise)
-        self.instructions = self.settings.instructions()
+        self.instructions = instructions_of(task)
         own = self.settings.folder.with_name(self.settings.folder.name + (f"-from{first_seed}" if first_seed else ""))
         self.folder = own if folder is None else Path(folder)
         self.num_episodes, self.val_episodes, self.batch_size, self.chunk_size = num_episodes, val_episodes, batch_size, chunk_size

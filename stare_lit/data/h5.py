@@ -17,6 +17,7 @@ from stare_lit.data.trajectories import Trajectories, TrajectoryMetadata, Trajec
 from stare_lit.envs.maniskill import ManiSkillEnv
 from stare_lit.envs.robots import OFFICIAL_LAYOUTS, robot_of
 from stare_lit.envs.seeds import SEED_RANGES
+from stare_lit.envs.signals import instructions_of
 
 
 def import_h5(
@@ -56,13 +57,13 @@ def import_h5(
     if task is not None and task != info["env_id"]:
         raise ValueError(f"task={task!r}, but {path} was recorded in {info['env_id']!r}; give that task, or another file")
     settings = DemoSettings(info["env_id"], image_size, visuals=visuals)
-    settings.instructions()
+    instructions = instructions_of(settings.task)
     mode = recorded[0].get("control_mode") or info["env_kwargs"].get("control_mode")
     own_mode = robot_of(settings.task).control_mode
     _check_mode(path, mode, own_mode, replay, with_actions)
     _check_scenes(path, settings.task, {entry["episode_id"]: _seed(entry) for entry in recorded[:num_episodes]}, replay, with_actions)
     metadata = TrajectoryMetadata(
-        settings.task, ACTION_DIM, 1, own_mode if with_actions else mode, image_size, settings.instructions(),
+        settings.task, ACTION_DIM, 1, own_mode if with_actions else mode, image_size, instructions,
         config={"imported_from": path.name, "replay": replay, "with_actions": with_actions, "visuals": visuals},
     )  # fmt: skip
     with TrajectoryWriter(out, metadata) as writer:

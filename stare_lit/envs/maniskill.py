@@ -14,7 +14,7 @@ from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.perturbed_scene import begin_episode, perturb_scene
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.seeds import official_layout
-from stare_lit.envs.signals import INSTRUCTIONS, signals_of
+from stare_lit.envs.signals import instructions_of, signals_of
 from stare_lit.envs.simulator import SimulatorConfig, camera_images, is_light, make_simulator, proprioception
 from stare_lit.envs.specs import MAX_SEED, set_specs
 from stare_lit.envs.stepping import EndEffectorStepper
@@ -85,7 +85,7 @@ class ManiSkillEnv(EnvBase):
         self._light, self._fresh = is_light(config), False
         super().__init__(device=device or self._sim.device, batch_size=[num_envs] if num_envs > 1 else [])
         self.task, self.chunk_size, self.action_dim = task, chunk_size, ACTION_DIM
-        self.perturbation, self.instructions = perturbation, perturbation.instructions_of(task, INSTRUCTIONS[task])
+        self.perturbation, self.instructions = perturbation, perturbation.instructions_of(task, instructions_of(task))
         self.max_episode_steps = horizon if max_episode_steps is None else max_episode_steps
         self.robot, self.action_limit = robot_of(task), robot_of(task).action_limit
         self.cameras, self.observation = tuple(cameras or (self.robot.camera,)), observation

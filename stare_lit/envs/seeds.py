@@ -15,29 +15,43 @@ SEED_RANGES: dict[str, tuple[int, int]] = {
 Split = Literal["train", "validation", "test", "official"]
 
 
-def split_seeds(split: Split, num_episodes: int | None = None, *, offset: int = 0, task: str | None = None) -> list[int]:
-    """The ``num_episodes`` first episode seeds of ``split``, from ``offset`` on.
+def split_range(split: Split, task: str | None = None) -> range:
+    """All episode seeds of ``split``.
 
     Args:
-        num_episodes: None for every official layout; the other splits are too long to be run whole.
         task: whose layouts the official split means; the others do not depend on it.
 
     Raises:
-        ValueError: unknown split, more seeds than the split has, or official layouts of a task that has none.
+        ValueError: unknown split, or official layouts of a task that has none.
     """
     if split not in SEED_RANGES:
         raise ValueError(f"split={split!r}: choose one of {sorted(SEED_RANGES)}.")
     low, high = SEED_RANGES[split]
-    if split == "official":
-        if task not in OFFICIAL_LAYOUTS:
-            raise ValueError(f"split='official': {task} has no fixed layouts; choose the split 'test', or one of the tasks {sorted(OFFICIAL_LAYOUTS)}.")
-        high = low + OFFICIAL_LAYOUTS[task]
-        num_episodes = high - low - offset if num_episodes is None else num_episodes
+    if split != "official":
+        return range(low, high)
+    if task not in OFFICIAL_LAYOUTS:
+        raise ValueError(f"split='official': {task} has no fixed layouts; choose the split 'test', or one of the tasks {sorted(OFFICIAL_LAYOUTS)}.")
+    return range(low, low + OFFICIAL_LAYOUTS[task])
+
+
+def split_seeds(split: Split, num_episodes: int | None = None, *, task: str | None = None) -> list[int]:
+    """The ``num_episodes`` first episode seeds of ``split``.
+
+    Args:
+        num_episodes: None for every official layout; the other splits are too long to be run whole.
+        task: see ``split_range``, which also says what it raises.
+
+    Raises:
+        ValueError: more seeds than the split has, or none.
+    """
+    seeds = split_range(split, task)
     if num_episodes is None:
-        raise ValueError(f"num_episodes=None: the {split} split has no natural length; say how many of its seeds.")
-    if num_episodes < 1 or offset < 0 or low + offset + num_episodes > high:
-        raise ValueError(f"num_episodes={num_episodes}, offset={offset}: the {split} split has the seeds {low}..{high - 1}.")
-    return list(range(low + offset, low + offset + num_episodes))
+        if split != "official":
+            raise ValueError(f"num_episodes=None: the {split} split has no natural length; say how many of its seeds.")
+        num_episodes = len(seeds)
+    if not 1 <= num_episodes <= len(seeds):
+        raise ValueError(f"num_episodes={num_episodes}: the {split} split has the seeds {seeds[0]}..{seeds[-1]}.")
+    return list(seeds[:num_episodes])
 
 
 def official_layout(task: str, seed: int) -> int | None:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stare_lit.envs import toy_world
+from stare_lit.envs.perturbations import TOY
 from stare_lit.envs.robots import OFFICIAL_LAYOUTS, WIDOWX
 
 CONTACT_FORCE = 0.1  # N; a finger that presses harder than this touches the object
@@ -166,6 +168,7 @@ SIGNALS: dict[str, tuple[Callable[[Any, Tensor], Signals], Callable[[Any], Tenso
 }
 
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
+    TOY: toy_world.INSTRUCTIONS,
     "PushCube-v1": ("push the blue cube to the red and white target",),
     "PullCube-v1": ("pull the blue cube to the red and white target",),
     "StackCube-v1": ("stack the red cube on the green cube",),
@@ -177,6 +180,13 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "PutEggplantInBasketScene-v1": ("put eggplant into yellow basket",),
 }
 """Those of the Bridge tasks are the benchmark's."""
+
+
+def instructions_of(task: str) -> tuple[str, ...]:
+    """The entry of ``INSTRUCTIONS``. Raises ValueError for an unknown task."""
+    if task not in INSTRUCTIONS:
+        raise ValueError(f"task={task!r} is unknown; choose one of {sorted(INSTRUCTIONS)}")
+    return INSTRUCTIONS[task]
 
 
 def _disc_across(env: Any, ahead: float) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.robots import OFFICIAL_LAYOUTS, robot_of
-from stare_lit.envs.signals import INSTRUCTIONS, SIGNALS
+from stare_lit.envs.signals import SIGNALS, instructions_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _check(config: SimulatorConfig) -> None:
         raise ValueError(f"image_size={config.image_size}: at least 8 pixels are needed.")
     if config.num_envs < 1:
         raise ValueError(f"num_envs={config.num_envs}: at least 1.")
-    config.perturbation.check(config.task, INSTRUCTIONS[config.task], observation=config.observation, num_envs=config.num_envs)
+    config.perturbation.check(config.task, instructions_of(config.task), observation=config.observation, num_envs=config.num_envs)
     if config.num_envs > 1 and not torch.cuda.is_available():
         raise ValueError(
             f"num_envs={config.num_envs} in one simulator needs CUDA (physx_cuda), and no CUDA device is visible; "

@@ -88,8 +88,10 @@ def record_episode(
         settings: of the environment, such as ``image_size`` and ``visuals``.
 
     Raises:
-        ValueError: an unknown task, noise for a policy, a temperature for the expert, or a policy that sees no images.
+        ValueError: an unknown task, noise for a policy, a temperature for the expert, the environment's dense reward, or a policy that sees no images.
     """
+    if reward.mode == "dense":
+        raise ValueError("reward.mode='dense': the environment's own reward holds no shaping to draw; choose 'stage', 'potential' or 'sparse'")
     if policy is not None and policy.environment["observation"] != "image":
         raise ValueError("policy: it reads the low-dimensional state and sees no images, of which the drawing is made; give a policy that does, or none")
     if policy is not None and action_noise:

@@ -18,11 +18,11 @@ from stare_lit.experts.memory import Memory
 
 OPEN, CLOSED = 1.0, -1.0
 STEP, TURN = WIDOWX.action_limit[0], WIDOWX.action_limit[5]  # m and rad, longest of one action
-HOVER = 0.07  # m above the grip, where the gripper travels and turns
+HOVER = 0.07  # m above the object's centre, where the gripper travels and turns
 ALIGNED = 0.008  # m of horizontal error with which the open gripper goes down around the object (the fingers leave about 9 mm)
 FUNNEL = 0.02  # m beyond that over which it rises to its full height
 TURNED = 0.15  # rad of error about the vertical with which it goes down
-GRIP_SLACK = 0.008  # m above the grip at which the fingers close
+GRIP_SLACK = 0.008  # m above the object's centre at which the fingers close
 SETTLE = 4  # actions that they have for it
 READY = 0.02  # m that both fingers stand open before the gripper goes down (0.037 when fully open; on its way down an eggplant pushes one to 0.027)
 SHUT = 0.016  # m below which it has closed on nothing (0.015 at its limit)
@@ -37,16 +37,12 @@ class Job:
     Attributes:
         turns: the tool turns across the object's long axis before it goes down. A cube is gripped as it lies, and turns between the fingers as they close:
             its four pixels do not show a small policy how it lies, which then turns by a habit, and cannot follow a demonstrator that turns.
-        grip: m from the object's centre up to the tool when the fingers close.
-        along: m from the object's centre along its long axis to the grip.
         carry: m above its final height at which the object travels.
         drop: m above its final height at which it is let go.
         slack: m from the target's centre with which it is let down.
     """
 
     turns: bool = True
-    grip: float = 0.0
-    along: float = 0.0
     carry: float = 0.07
     drop: float = 0.008
     slack: float = 0.02
@@ -111,19 +107,17 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
             return _action(arm, torch.stack([place[0], place[1], place[2] + rise]), CLOSED)
         memory.opening = 1
         return _action(arm, hand, OPEN)
-    axis = quaternion_to_matrix(pose.q)[0, :, 0]
-    grip = centre + job.along * axis + torch.tensor([0.0, 0.0, job.grip])
     if memory.closing:
         memory.closing += 1
-        return _action(arm, grip, CLOSED)
+        return _action(arm, centre, CLOSED)
     turn = _turn(pose, tool) if job.turns else 0.0
-    off = grip - hand
+    off = centre - hand
     low = abs(turn) < TURNED and bool((fingers > READY).all())
     rise = HOVER * ((off[:2].norm() - ALIGNED) / FUNNEL).clamp(0.0, 1.0) if low else torch.tensor(HOVER)
     if rise > 0 or off[2] < -GRIP_SLACK:
-        return _action(arm, torch.stack([grip[0], grip[1], grip[2] + rise]), OPEN, turn)
+        return _action(arm, torch.stack([centre[0], centre[1], centre[2] + rise]), OPEN, turn)
     memory.closing = 1
-    return _action(arm, grip, CLOSED)
+    return _action(arm, centre, CLOSED)
 
 
 CONTROLLERS = {task: partial(pick_and_place, job) for task, job in JOBS.items()}

@@ -1,6 +1,8 @@
 """`stare eval`: how many episodes, the benchmark of a Bridge task as one preset, and the two goals of a scene under swapped instructions."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,15 @@ def test_what_is_asked_for_rules_and_a_policy_of_the_state_sees_nothing(checkpoi
     with pytest.raises(Begun):
         command.eval(checkpoints[policy], CARROT, num_episodes=2, split=split, environment=asked)
     assert {name: begun[name] for name in OFFICIAL if name in begun} == view
+
+
+def test_the_command_to_run_next_measures_the_same(checkpoints, capsys):
+    asked = {"temperature": 0.5, "environment": {"max_episode_steps": 2}}
+    command.eval(checkpoints["toy"], "Toy-v0", num_episodes=2, **asked)
+    printed = capsys.readouterr().out
+    (args,) = [shlex.split(part) for part in re.findall(r"next +(stare eval .*)", printed.replace("\n", " "))]
+    assert {"--split", "test", "--temperature=0.5", '--environment={"max_episode_steps": 2}'} <= set(args)
+    assert not [each for each in args if each.startswith(("--num_envs", "--device", "--dtype"))]  # as they are by default
 
 
 def test_the_report_says_what_was_seen(checkpoints, simulated, tmp_path, capsys):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from stare_lit import keys
-from stare_lit.cli.perturbation import own_instructions, read_perturbations, split_by_fit
+from stare_lit.cli.perturbation import read_perturbations, split_by_fit
 from stare_lit.envs.factory import make_env, seeded_reset
 from stare_lit.envs.perturbations import DRAWN, IN_TOY, MAX_DISTRACTORS, TABLETOP, TOY, Perturbation, free_places
-from stare_lit.envs.signals import INSTRUCTIONS
+from stare_lit.envs.signals import INSTRUCTIONS, instructions_of
 from stare_lit.models.vla import VLAPolicy
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ class TestShipped:
     @pytest.mark.parametrize("task", [*TABLETOP, TOY])
     def test_other_words_are_other_tokens_that_the_shipped_policy_can_read(self, in_root, task):
         prompts = VLAPolicy.from_pretrained("policies/push_cube_sft").prompts
-        own, other = own_instructions(task), read_perturbations("instruction")["instruction"].instructions_of(task, own_instructions(task))
+        own, other = instructions_of(task), read_perturbations("instruction")["instruction"].instructions_of(task, instructions_of(task))
         assert len(set(own) | set(other)) == 2 * len(own)
         assert not (prompts(own) == prompts(other)).all(-1).any()
 
