@@ -133,12 +133,17 @@ def lift_peg_upright(env: Any, start_height: Tensor) -> Signals:
     }
 
 
+def on_the_target(env: Any) -> Tensor:
+    """Where the object's centre [N, 3] of a Bridge task belongs: as high above the target's as half of both bounding boxes."""
+    final = env.objs[env.target_obj_name].pose.p.clone()
+    final[:, 2] += (env.episode_source_obj_bbox_world[2].abs() + env.episode_target_obj_bbox_world[2].abs()) / 2
+    return final
+
+
 def bridge(env: Any, start_height: Tensor) -> Signals:
     """The Bridge tasks: an object onto (or into) a target. ``grasped`` is live: the tasks' own flags stay set for the rest of the episode."""
-    source, target, tool = env.objs[env.source_obj_name], env.objs[env.target_obj_name], env.agent.robot.links_map[WIDOWX.tool]
-    final = target.pose.p.clone()
-    p = final + (source.pose.p - final).clamp(-FAR, FAR)
-    final[:, 2] += (env.episode_source_obj_bbox_world[2].abs() + env.episode_target_obj_bbox_world[2].abs()) / 2
+    source, target, tool = env.objs[env.source_obj_name], env.objs[env.target_obj_name].pose.p, env.agent.robot.links_map[WIDOWX.tool]
+    p, final = target + (source.pose.p - target).clamp(-FAR, FAR), on_the_target(env)
     above = final.clone()
     above[:, 2] += BRIDGE_CLEARANCE
     grasped = env.agent.is_grasping(source)

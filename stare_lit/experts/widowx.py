@@ -14,6 +14,7 @@ from mani_skill.utils.structs import Pose
 from torch import Tensor
 
 from stare_lit.envs.robots import WIDOWX
+from stare_lit.envs.signals import on_the_target
 from stare_lit.experts.memory import Memory
 
 OPEN, CLOSED = 1.0, -1.0
@@ -79,12 +80,10 @@ def _turn(source: Pose, tool: Pose) -> float:
 
 def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
     """Grip the object, lift it, carry it over the target, let it down, let go and stay away."""
-    source, target = simulator.objs[simulator.source_obj_name], simulator.objs[simulator.target_obj_name]
+    source = simulator.objs[simulator.source_obj_name]
     arm = simulator.agent.controller.controllers["arm"]
     tool, pose = (arm.root_link.pose * arm._target_pose), source.pose
-    hand, centre = tool.p[0], pose.p[0]
-    final = target.pose.p[0].clone()
-    final[2] += float(simulator.episode_source_obj_bbox_world[2].abs() + simulator.episode_target_obj_bbox_world[2].abs()) / 2
+    hand, centre, final = tool.p[0], pose.p[0], on_the_target(simulator)[0]
     grasped = bool(simulator.agent.is_grasping(source))
     placed = not grasped and bool(simulator.evaluate()["success"])  # with something in the fingers, asking would count the grasp twice
     if memory.opening or placed:

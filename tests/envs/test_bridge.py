@@ -11,6 +11,7 @@ from stare_lit import keys
 from stare_lit.data.demonstrator import HOLD, DemoSettings, run_expert
 from stare_lit.envs.factory import make_env, seeded_reset
 from stare_lit.envs.maniskill import ManiSkillEnv
+from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.robots import OFFICIAL_LAYOUTS
 from stare_lit.envs.seeds import SEED_RANGES, official_layout, split_seeds
 from stare_lit.envs.transforms import RewardConfig
@@ -186,6 +187,21 @@ def test_a_policy_that_sees_is_also_told_where_the_arm_was_sent(simulated):
         torch.testing.assert_close(told[-1][:3] - told[-2][:3], action[:3], atol=1e-5, rtol=0)
     base, tool = (env.simulator.agent.robot.links_map[name].pose for name in ("base_link", env.robot.tool))
     assert ((base.inv() * tool).p[0] - told[-1][:3]).norm() > 0.005
+    env.close()
+
+
+def test_an_arm_that_starts_elsewhere_stays_there(simulated):
+    env = ManiSkillEnv(simulated(CARROT), observation="state", terminate_on_success=False)
+    usual = env.reset(seed=3)[keys.STATE][:8]
+    env.perturbation = Perturbation(joint_noise=0.1)
+    start = env.reset(seed=3)[keys.STATE][:8]
+    expected = torch.from_numpy(env.perturbation.joint_offsets(3, 6))
+    torch.testing.assert_close(start - usual, torch.cat([expected, torch.zeros(2)]), atol=1e-5, rtol=0)
+    arm = env.simulator.agent.controller.controllers["arm"]
+    base, tool = (env.simulator.agent.robot.links_map[name].pose for name in ("base_link", env.robot.tool))
+    torch.testing.assert_close(arm._target_pose.p, (base.inv() * tool).p, atol=1e-3, rtol=0)  # actions go on from the new place
+    stepped = env.step(TensorDict({keys.ACTION_CHUNK: torch.tensor([[0.0] * 6 + [1.0]])}))["next"]
+    assert (stepped[keys.STATE][:6] - start[:6]).abs().max() < 0.02
     env.close()
 
 
