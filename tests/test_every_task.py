@@ -24,7 +24,6 @@ NUM_RANDOM = {PANDA: 100, WIDOWX: 30}  # episodes; a step of a WidowX is 0.2 s a
 PUSHED = ("PushCube-v1", "PullCube-v1")
 DAWDLING = (*PUSHED, "Toy-v0")  # noise makes them stay where the error is small, which lowers its mean: results/stage_costs.json
 ACCIDENTS = {  # success ends every stage, and this is the simulator's
-    "PutSpoonOnTableClothInScene-v1": "random actions knock the spoon onto its towel",
     "PushCube-v1": "random actions knock the cube into its goal (9 of 400 episodes)",
 }
 

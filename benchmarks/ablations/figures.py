@@ -98,7 +98,7 @@ def _success(values: list[float]) -> str:
 
 
 def _over_tasks(strata: list[list[float]]) -> str:
-    """IQM of all runs, its interval, their number; where a task has less than ``FEWEST``, of which nothing is to be cut off, mean of the tasks' means."""
+    """IQM of all runs, its interval and their number. Of a task with less than ``FEWEST`` runs nothing is to be cut off: then the mean of the tasks' means."""
     num = sum(map(len, strata))
     if min(map(len, strata)) >= FEWEST:
         return _percent(*interval(iqm, *strata), num)

@@ -204,6 +204,6 @@ def eval(
         out.print(f"video   {video}")
     if split not in ("test", "official") and not compare and not asked:
         usual = {name: parameter.default for name, parameter in signature(eval).parameters.items()}
-        changed = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in common.items() if value != usual[name]]
+        changed = [f"--{name}={value if isinstance(value, str) else json.dumps(value, default=str)}" for name, value in common.items() if value != usual[name]]
         test = shlex.join(["stare", "eval", "--checkpoint", checkpoint, "--task", task, "--split", "test", "--num_episodes", "200", *changed])
         out.print(f"next    {test}")
