@@ -5,10 +5,16 @@ from typing import Any
 from torchrl.envs import EnvBase
 
 from stare_lit.envs.factory import TOY, toy_settings
-from stare_lit.envs.robots import OFFICIAL_LAYOUTS
 from stare_lit.types import Expert
 
-REVISIONS = {"StackCube-v1": 2, **dict.fromkeys(OFFICIAL_LAYOUTS, 5)}
+REVISIONS = {
+    "StackCube-v1": 2,
+    "PutCarrotOnPlateInScene-v1": 6,
+    "PutSpoonOnTableClothInScene-v1": 6,
+    "PutEggplantInBasketScene-v1": 6,
+    "StackGreenCubeOnYellowCubeBakedTexInScene-v1": 5,
+    "StackYellowCubeOnGreenCubeBakedTexInScene-v1": 5,
+}
 """Demonstrators that act, or whose robots sense, otherwise than in their first form: demonstrations carry the number, so that earlier ones are not taken
 for the present one's."""
 

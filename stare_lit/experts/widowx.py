@@ -24,6 +24,8 @@ ALIGNED = 0.008  # m of horizontal error with which the open gripper goes down a
 FUNNEL = 0.02  # m beyond that over which it rises to its full height
 TURNED = 0.15  # rad of error about the vertical with which it goes down
 GRIP_SLACK = 0.008  # m above the object's centre at which the fingers close
+LEFT = pi / 4  # rad, greatest angle about the vertical to which the tool turns from its start; the least is half a turn less. About both a small difference of
+# the object means the other side, which a policy cannot tell: here they are far from every official layout (tests/envs/test_bridge.py)
 SETTLE = 4  # actions that they have for it
 READY = 0.02  # m that both fingers stand open before the gripper goes down (0.037 when fully open; on its way down an eggplant pushes one to 0.027)
 SHUT = 0.016  # m below which it has closed on nothing (0.015 at its limit)
@@ -71,11 +73,15 @@ def _action(arm: Any, point: Tensor, grip: float, turn: float = 0.0) -> Tensor:
     return action
 
 
-def _turn(source: Pose, tool: Pose) -> float:
-    """Turn (rad) about the vertical that brings the fingers, which open along the tool's y, across the object's long axis x; the short way round."""
-    along, opening = quaternion_to_matrix(source.q)[0, :, 0], quaternion_to_matrix(tool.q)[0, :, 1]
-    error = float(torch.atan2(along[1], along[0]) - torch.atan2(opening[1], opening[0])) + pi / 2
-    return (error + pi / 2) % pi - pi / 2
+def turn_to_grip(source: Pose, tool: Pose) -> float:
+    """Turn (rad) about the vertical that brings the fingers, which open along the tool's y, across the object's long axis x.
+
+    To which side is the object's alone to say, not the tool's present angle: a push does not change it.
+    """
+    along, opening = (torch.atan2(axis[1], axis[0]).item() for axis in (quaternion_to_matrix(source.q)[0, :, 0], quaternion_to_matrix(tool.q)[0, :, 1]))
+    wanted = (along - LEFT) % pi + LEFT - pi  # of the tool, from its start, where the fingers open along -y of the world
+    least = LEFT - 3 / 2 * pi  # no joint's limit is near in the full turn that begins here
+    return wanted - ((opening + pi / 2 - least) % (2 * pi) + least)
 
 
 def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
@@ -109,7 +115,7 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
     if memory.closing:
         memory.closing += 1
         return _action(arm, centre, CLOSED)
-    turn = _turn(pose, tool) if job.turns else 0.0
+    turn = turn_to_grip(pose, tool) if job.turns else 0.0
     off = centre - hand
     low = abs(turn) < TURNED and bool((fingers > READY).all())
     rise = HOVER * ((off[:2].norm() - ALIGNED) / FUNNEL).clamp(0.0, 1.0) if low else torch.tensor(HOVER)

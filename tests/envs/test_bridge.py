@@ -16,7 +16,7 @@ from stare_lit.envs.robots import OFFICIAL_LAYOUTS
 from stare_lit.envs.seeds import SEED_RANGES, official_layout, split_seeds
 from stare_lit.envs.transforms import RewardConfig
 from stare_lit.experts.maniskill import ManiSkillExpert
-from stare_lit.experts.widowx import SHUT
+from stare_lit.experts.widowx import JOBS, LEFT, SHUT, turn_to_grip
 
 CARROT, EGGPLANT = "PutCarrotOnPlateInScene-v1", "PutEggplantInBasketScene-v1"
 OFFICIAL = SEED_RANGES["official"][0]
@@ -152,6 +152,16 @@ def test_a_turn_is_the_angle_between_two_orientations():
     straight, quarter = torch.tensor([1.0, 0, 0, 0]), torch.tensor([np.cos(pi / 4), 0, 0, np.sin(pi / 4)], dtype=torch.float32)
     assert float(turn_between(straight, quarter)) == pytest.approx(pi / 2, abs=1e-5)
     assert float(turn_between(straight, -straight)) == pytest.approx(0, abs=1e-3)  # the same orientation
+
+
+def test_the_demonstrator_changes_the_side_to_which_it_turns_far_from_every_official_layout(env):
+    if not JOBS[env.task].turns:
+        pytest.skip("its demonstrator does not turn")  # a cube is gripped as it lies
+    simulator, arm = env.simulator, env.simulator.agent.controller.controllers["arm"]
+    for layout in range(OFFICIAL_LAYOUTS[env.task]):
+        env.reset(seed=OFFICIAL + layout, exact=False)
+        turn = turn_to_grip(simulator.objs[simulator.source_obj_name].pose, arm.root_link.pose * arm._target_pose)
+        assert LEFT - pi + pi / 9 < turn < LEFT - pi / 9, layout
 
 
 def test_grasped_is_live_where_the_tasks_own_flag_stays(env):
