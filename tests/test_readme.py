@@ -16,7 +16,7 @@ import yaml
 from stare_lit.cli import main as front
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/results.md", "docs/method.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/results.md", "docs/method.md", "docs/earlier.md")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 KNOWN = [*front.PHASE_COMMANDS, *front.FUNCTION_COMMANDS]
 
