@@ -248,11 +248,12 @@ def test_over_all_tasks_cells_are_compared_on_the_seeds_that_all_of_them_have():
 
 def test_no_two_cells_of_a_figure_have_one_colour():
     variant = dataclasses.replace(SHIPPED.variants[0], task="Toy-v0", observation="state")
-    cells = {(variant.name, cell): [row(cell, 0, 0.5)] for cell in SHIPPED.tables["online"]}
-    axes = figures.axes_of_a_figure(Figure())
-    figures.plot_curves(axes, SHIPPED, "online", variant, cells)
-    drawn = [line.get_color() for line in axes.get_lines()[:-1]]  # the last is the target
-    assert len(set(drawn)) == len(cells) > 10
+    for table in ("online", "pipeline"):  # more than ten cells, and some that take no environment steps
+        cells = {(variant.name, cell): [row(cell, 0, 0.5)] for cell in SHIPPED.tables[table]}
+        axes = Figure().subplots()
+        figures.plot_curves(axes, SHIPPED, table, variant, cells)
+        drawn = [line.get_color() for line in axes.get_lines()[:-1]]  # the last is the target
+        assert len(set(drawn)) == len(drawn) == len(cells)
 
 
 # -- the machine ---------------------------------------------------------------------------------------------------------

@@ -172,29 +172,30 @@ def claims_table(matrix: Matrix, variants: list[Variant], runs: Runs) -> Table:
     return found
 
 
-def axes_of_a_figure(figure: Figure) -> Axes:
-    """Axes with twenty colours: a table has more cells than the ten that are the default."""
-    axes = figure.subplots()
-    axes.set_prop_cycle(color=colormaps["tab20"].colors)
-    return axes
+def colours(matrix: Matrix, name: str) -> dict[str, Any]:
+    """A colour for each cell of a table, the same in all its figures: the ten that are told apart best, where they are enough."""
+    cells = matrix.tables[name]
+    palette = colormaps["tab10" if len(cells) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    return dict(zip(cells, palette, strict=False))
 
 
 def plot_curves(axes: Axes, matrix: Matrix, name: str, variant: Variant, runs: Runs) -> None:
     """Success on the validation seeds over environment steps of the phase (optimizer steps where it takes none): IQM and 95 % band; below ``FEWEST`` runs
     their mean and range."""
     axis = "env_steps" if any(row["curve"][-1]["env_steps"] for _, rows in _rows(matrix, name, variant, runs) for row in rows) else "step"
+    colour = colours(matrix, name)
     for cell, rows in _rows(matrix, name, variant, runs):
         curves = [([point[axis] for point in row["curve"]], [point["success"] for point in row["curve"]]) for row in rows]
         if axis == "env_steps" and matrix.cells[cell].phase != "interaction":
-            axes.axhline(float(iqm(np.array([success[-1] for _, success in curves]))), label=cell, linestyle=":", color="grey")
+            axes.axhline(float(iqm(np.array([success[-1] for _, success in curves]))), label=f"{cell} ({len(rows)})", linestyle=":", color=colour[cell])
             continue
         grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 40)
         points = np.array([_band([float(np.interp(at, x, success)) for x, success in curves]) for at in grid])
-        (line,) = axes.plot(grid, points[:, 0], label=f"{cell} ({len(rows)})")
-        axes.fill_between(grid, points[:, 1], points[:, 2], alpha=0.15, color=line.get_color())
+        axes.plot(grid, points[:, 0], label=f"{cell} ({len(rows)})", color=colour[cell])
+        axes.fill_between(grid, points[:, 1], points[:, 2], alpha=0.15, color=colour[cell], linewidth=0)
     axes.axhline(matrix.target, color="black", linewidth=0.5)
-    axes.set(xlabel=axis.replace("_", " "), ylabel="success, validation seeds, greedy", ylim=(0, 1), title=f"{name}: {variant.name}")
-    axes.legend(fontsize="small")
+    axes.set(xlabel=axis.replace("_", " "), ylabel="success, validation seeds, greedy", title=f"{name}: {variant.name}")
+    axes.set_ylim(top=1)  # from the lowest curve on: cells that stand on a good start lie close together
 
 
 def _band(values: list[float]) -> tuple[float, float, float]:
@@ -205,12 +206,11 @@ def plot_funnel(axes: Axes, matrix: Matrix, name: str, variant: Variant, runs: R
     """Bars of the stage funnel, a group a stage and a bar a cell."""
     found = list(_rows(matrix, name, variant, runs))
     stages = list(found[0][1][0]["test"]["stage_funnel"])
-    width = 0.8 / len(found)
+    width, colour = 0.8 / len(found), colours(matrix, name)
     for number, (cell, rows) in enumerate(found):
-        axes.bar(np.arange(len(stages)) + (number - (len(found) - 1) / 2) * width, np.nan_to_num(funnel(rows, stages)), width, label=cell)
+        axes.bar(np.arange(len(stages)) + (number - (len(found) - 1) / 2) * width, np.nan_to_num(funnel(rows, stages)), width, label=cell, color=colour[cell])
     axes.set_xticks(range(len(stages)), stages)
     axes.set(ylabel="done, given the stage before", ylim=(0, 1), title=f"{name}: {variant.name}, test seeds")
-    axes.legend(fontsize="small")
 
 
 def _rows(matrix: Matrix, name: str, variant: Variant, runs: Runs) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -234,7 +234,8 @@ def draw(matrix: Matrix, results: Path, out: Console) -> None:
             tables.append(funnel_table(matrix, name, variant, runs))
             for kind, plot in (("curves", plot_curves), ("funnel", plot_funnel)):
                 figure = Figure(figsize=(9, 5), layout="constrained")
-                plot(axes_of_a_figure(figure), matrix, name, variant, runs)
+                plot(figure.subplots(), matrix, name, variant, runs)
+                figure.legend(loc="outside right upper", fontsize="small")  # beside what it explains, not on it
                 figure.savefig(results / f"{kind}-{name}-{variant.name}.png", dpi=100)
     tables.append(claims_table(matrix, variants, runs))
     out.print(*tables)
