@@ -23,6 +23,7 @@ sys.path.append(str(FOLDER))
 import cells  # noqa: E402
 import figures  # noqa: E402
 import plan  # noqa: E402
+import results  # noqa: E402
 
 from stare_lit.data.lock import lock_folder  # noqa: E402
 
@@ -92,7 +93,7 @@ def test_what_cannot_be_run_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="cells: ipi: after='ppo': must name a cell above it"):
         plan.read_matrix(written(tmp_path, cells=below))
     tasks = {"Toy-v0": {"state": {"imitation": {"configs": ["configs/toy/gone.yaml"], "max_steps": 1}}}}
-    some = {"cells": {"sft": {"phase": "imitation"}}, "tables": {"pipeline": ["sft"]}, "claims": []}
+    some = {"cells": {"sft": {"phase": "imitation"}}, "tables": {"pipeline": ["sft"]}, "claims": [], "comparisons": []}
     with pytest.raises(ValueError, match="Toy-v0: state: configs/toy/gone.yaml is not a file"):
         plan.read_matrix(written(tmp_path, tasks=tasks, **some))
     with pytest.raises(ValueError, match="cell sft needs the phase imitation"):
@@ -110,7 +111,7 @@ def test_what_cannot_be_run_is_refused_by_name(tmp_path):
     ],
 )
 def test_a_phase_without_its_cap_or_with_a_slip_is_refused(phase, message, tmp_path):
-    some = {"cells": {"sft": {"phase": "imitation"}}, "tables": {"pipeline": ["sft"]}, "claims": []}
+    some = {"cells": {"sft": {"phase": "imitation"}}, "tables": {"pipeline": ["sft"]}, "claims": [], "comparisons": []}
     with pytest.raises(ValueError, match=message):
         plan.read_matrix(written(tmp_path, tasks={"Toy-v0": {"state": {"imitation": phase}}}, **some))
 
@@ -149,55 +150,55 @@ def test_a_finished_cell_of_other_settings_is_kept(tmp_path):
 
 # -- statistics ----------------------------------------------------------------------------------------------------------
 def test_interquartile_mean_by_hand():
-    assert figures.iqm(np.array([0.0, 0.4, 0.6, 1.0])) == pytest.approx(0.5)  # the outer quarters do not count
-    assert figures.iqm(np.array([0.9, 0.0]), np.array([0.3, 0.5])) == pytest.approx(0.4)
-    assert figures.iqm(np.array([0.0, 0.3, 0.9])) == pytest.approx(0.4)  # three runs: the mean
+    assert results.iqm(np.array([0.0, 0.4, 0.6, 1.0])) == pytest.approx(0.5)  # the outer quarters do not count
+    assert results.iqm(np.array([0.9, 0.0]), np.array([0.3, 0.5])) == pytest.approx(0.4)
+    assert results.iqm(np.array([0.0, 0.3, 0.9])) == pytest.approx(0.4)  # three runs: the mean
 
 
 def test_runs_are_resampled_within_a_task():
     """Tasks differ, runs do not: there is nothing that could vary. Pooled runs would give a wide interval."""
-    assert figures.interval(figures.iqm, [0.2] * 4, [0.8] * 4) == pytest.approx((0.5, 0.5, 0.5))
-    value, low, high = figures.interval(figures.iqm, [0.2, 0.3, 0.4, 0.6], [0.7, 0.75, 0.8, 0.9])
+    assert results.interval(results.iqm, [0.2] * 4, [0.8] * 4) == pytest.approx((0.5, 0.5, 0.5))
+    value, low, high = results.interval(results.iqm, [0.2, 0.3, 0.4, 0.6], [0.7, 0.75, 0.8, 0.9])
     assert low < value < high
 
 
 def test_of_few_runs_each_is_shown_and_no_interval():
     """Two or three resampled runs give their range, which holds the true mean in 50 and 74 % of all cases: that is no 95 %."""
-    assert np.isnan(figures.interval(figures.iqm, [0.2, 0.3, 0.4], [0.6, 0.7, 0.8, 0.9])[1:]).all()
-    assert figures._success([0.705, 0.705]) == "70.5 (70.5, 70.5)" and figures._success([0.7, 0.7, 0.7, 0.7]) == "70.0 [70.0, 70.0] (4)"
+    assert np.isnan(results.interval(results.iqm, [0.2, 0.3, 0.4], [0.6, 0.7, 0.8, 0.9])[1:]).all()
+    assert results._success([0.705, 0.705]) == "70.5 (70.5, 70.5)" and results._success([0.7, 0.7, 0.7, 0.7]) == "70.0 [70.0, 70.0] (4)"
 
 
 def test_a_gain_is_paired_by_seed():
     better = [row("a", seed, success) for seed, success in enumerate((0.8, 0.9, 0.85))]
     worse = [row("b", seed, success) for seed, success in enumerate((0.2, 0.3, 0.1))]
-    value, low, high, seeds = figures.gain(better, worse[::-1])
+    value, low, high, seeds = results.gain(better, worse[::-1])
     spread = 4.303 * np.std([0.6, 0.6, 0.75], ddof=1) / 3**0.5  # Student's t, two degrees of freedom
     assert (value, low, high, seeds) == (pytest.approx(0.65), pytest.approx(0.65 - spread, abs=1e-3), pytest.approx(0.65 + spread, abs=1e-3), 3)
-    close = figures.gain([row("a", i, s) for i, s in enumerate((0.50, 0.51, 0.52))], [row("b", i, s) for i, s in enumerate((0.49, 0.47, 0.48))])
+    close = results.gain([row("a", i, s) for i, s in enumerate((0.50, 0.51, 0.52))], [row("b", i, s) for i, s in enumerate((0.49, 0.47, 0.48))])
     assert close[1] < 0 < close[2]  # three runs do not show three points
-    assert figures.gain(better, [row("b", 7, 0.1)]) is None  # no seed in common
-    one = figures.gain([better[0] | {"test_successes": [1, 1, 1, 0]}], [worse[0] | {"test_successes": [0, 0, 1, 0]}])
+    assert results.gain(better, [row("b", 7, 0.1)]) is None  # no seed in common
+    one = results.gain([better[0] | {"test_successes": [1, 1, 1, 0]}], [worse[0] | {"test_successes": [0, 0, 1, 0]}])
     assert one[0] == pytest.approx(0.6) and one[1] < 0.5 < one[2] and one[3] == 1  # the interval over its test episodes
-    assert np.isnan(figures.gain(better[:1], worse)[1])  # of a result that did not keep them
+    assert np.isnan(results.gain(better[:1], worse)[1])  # of a result that did not keep them
 
 
 def test_seeds_that_happen_to_agree_make_no_gain_certain():
     def cell(name: str, seed: int, ones: int) -> dict:
         return row(name, seed, ones / 200) | {"test_successes": [1] * ones + [0] * (200 - ones)}
 
-    value, low, high, _ = figures.gain([cell("a", 0, 101), cell("a", 1, 121)], [cell("b", 0, 100), cell("b", 1, 120)])
+    value, low, high, _ = results.gain([cell("a", 0, 101), cell("a", 1, 121)], [cell("b", 0, 100), cell("b", 1, 120)])
     assert value == pytest.approx(0.005) and low < 0 < high  # one episode of 200 each
-    value, low, high, _ = figures.gain([cell("a", 0, 150), cell("a", 1, 170)], [cell("b", 0, 100), cell("b", 1, 120)])
+    value, low, high, _ = results.gain([cell("a", 0, 150), cell("a", 1, 170)], [cell("b", 0, 100), cell("b", 1, 120)])
     assert value == pytest.approx(0.25) and 0.2 < low < 0.25 < high < 0.3  # over the episodes of both
-    value, low, high, _ = figures.gain([cell("a", 0, 150), cell("a", 1, 130)], [cell("b", 0, 100), cell("b", 1, 120)])
+    value, low, high, _ = results.gain([cell("a", 0, 150), cell("a", 1, 130)], [cell("b", 0, 100), cell("b", 1, 120)])
     assert value == pytest.approx(0.15) and low < -1 and high > 1  # two seeds, 25 and 5 points: Student's t with one degree of freedom
-    assert np.isnan(figures.gain([row("a", 0, 0.6), row("a", 1, 0.7)], [row("b", 0, 0.5), row("b", 1, 0.6)])[1])  # neither is known
+    assert np.isnan(results.gain([row("a", 0, 0.6), row("a", 1, 0.7)], [row("b", 0, 0.5), row("b", 1, 0.6)])[1])  # neither is known
 
 
 def test_success_is_what_the_benchmark_of_the_task_counts():
     carrot = row("ppo", 0, 0.9) | {"task": "PutCarrotOnPlateInScene-v1"}
     carrot["test"]["success_at_end"] = {"value": 0.4}
-    assert figures._test([carrot]) == [0.4] and figures._test([row("ppo", 0, 0.9)]) == [0.9]
+    assert results._test([carrot]) == [0.4] and results._test([row("ppo", 0, 0.9)]) == [0.9]
 
 
 def row(cell: str, seed: int, success: float, curve=((0, 0.2), (100, 0.95))) -> dict:
@@ -209,8 +210,8 @@ def row(cell: str, seed: int, success: float, curve=((0, 0.2), (100, 0.95))) -> 
 
 
 def test_steps_to_the_target_and_the_funnel_by_hand():
-    assert figures.steps_to(row("ppo", 0, 1.0), 0.9) == 100 and figures.steps_to(row("ppo", 0, 1.0), 0.96) == float("inf")
-    assert figures.funnel([row("ppo", 0, 1.0), row("ppo", 1, 1.0)], ["reach", "place"]) == [0.8, 9 / 16]
+    assert results.steps_to(row("ppo", 0, 1.0), 0.9) == 100 and results.steps_to(row("ppo", 0, 1.0), 0.96) == float("inf")
+    assert results.funnel([row("ppo", 0, 1.0), row("ppo", 1, 1.0)], ["reach", "place"]) == [0.8, 9 / 16]
 
 
 def test_tables_and_figures_of_what_is_there(tmp_path):
@@ -232,6 +233,8 @@ def test_tables_and_figures_of_what_is_there(tmp_path):
     assert any("sta_ppo" in line and "+20.0" in line and line.rstrip("| ").endswith("as the paper") for line in claims)
     assert any("sta_tpo" in line and "-10.0" in line and "the other way" in line for line in claims)
     assert "> 100" in text and "81.0 (80.0, 81.0, 82.0)" in text
+    effect = next(line for line in text.splitlines() if re.match(r"\| ppo +\| sft ", line))
+    assert re.search(r"\+30\.0 \[\+\d[^\]]+\] \(0\), \+30\.0 \[[^\]]+\] \(1\), \+30\.0 \[[^\]]+\] \(2\) +\| \+30\.0 \[", effect), effect
     assert "mean over seeds [95 %: paired t over seeds" in " ".join(text.split())  # the title keeps its brackets
     assert {path.name for path in tmp_path.glob("*.png")} == {f"{kind}-{name}-Toy-v0-state.png" for kind in ("curves", "funnel") for name in SHIPPED.tables}
 
@@ -241,7 +244,7 @@ def test_over_all_tasks_cells_are_compared_on_the_seeds_that_all_of_them_have():
     runs = {(toy.name, cell): [row(cell, 0, success), row(cell, 1, 1.0)] for cell, success in {"sft": 0.2, "ppo": 0.4}.items()}
     runs |= {(cube.name, "sft"): [row("sft", seed, 0.6) for seed in (0, 1)], (cube.name, "ppo"): [row("ppo", 0, 0.8)]}  # seed 1 is missing
     runs[toy.name, "tpo"] = [row("tpo", 0, 0.9)]  # on one task only
-    rows = list(zip(*(list(column.cells) for column in figures.success_table(SHIPPED, "pipeline", [toy, cube], runs).columns), strict=True))
+    rows = list(zip(*(list(column.cells) for column in results.success_table(SHIPPED, "pipeline", [toy, cube], runs).columns), strict=True))
     shown = {cells[0]: cells[-1] for cells in rows}
     assert (shown["sft"], shown["ppo"], shown["tpo"]) == ("60.0 (3)", "75.0 (3)", "-")  # toy seeds 0 and 1, cube seed 0
 
@@ -266,7 +269,14 @@ def tiny(folder: Path) -> Path:
         "preference": toy["preference"] | {"max_steps": 2, "rollouts": {"num_states": 8, "num_samples": 6, "num_envs": 24}},
         "interaction": toy["interaction"] | {"max_env_steps": 600, "every_env_steps": 100, "arguments": small},
     }
-    rest = {"tables": {"pipeline": list(chosen)}, "claims": [["ipi", "ppo"]], "seeds": [0], "evaluation": {"num_episodes": 4}, "test": {"num_episodes": 6}}
+    rest = {
+        "tables": {"pipeline": list(chosen)},
+        "claims": [["ipi", "ppo"]],
+        "comparisons": [["ppo", "sft"]],
+        "seeds": [0],
+        "evaluation": {"num_episodes": 4},
+        "test": {"num_episodes": 6},
+    }
     return written(folder, cells=chosen, tasks={"Toy-v0": {"state": phases}}, **rest)
 
 

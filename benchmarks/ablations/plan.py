@@ -79,6 +79,7 @@ class Matrix:
     seeds: tuple[int, ...]
     tables: Mapping[str, Sequence[str]]
     claims: Sequence[Sequence[str]]
+    comparisons: Sequence[Sequence[str]]
     policy: str
     evaluation: Mapping[str, Any]
     test: Mapping[str, Any]
@@ -120,11 +121,11 @@ def read_matrix(path: Path = MATRIX) -> Matrix:
         if (cell.phase == "imitation") != (cell.after is None) or (cell.after is not None and cell.after not in [*cells][:-1]):
             raise ValueError(f"cells: {name}: after={cell.after!r}: must name a cell above it; imitation alone starts from nothing")
     tables = content["tables"]
-    for name in [name for rows in (*tables.values(), *content["claims"]) for name in rows]:
+    for name in [name for rows in (*tables.values(), *content["claims"], *content.get("comparisons", ())) for name in rows]:
         if name not in cells:
-            raise ValueError(f"tables, claims: {name!r} is no cell; choose from {', '.join(cells)}")
+            raise ValueError(f"tables, claims, comparisons: {name!r} is no cell; choose from {', '.join(cells)}")
     variants = tuple(_variant(task, observation, given, cells, tables) for task, kinds in content["tasks"].items() for observation, given in kinds.items())
-    rest = {name: content[name] for name in ("policy", "evaluation", "test", "target", "claims")}
+    rest = {name: content[name] for name in ("policy", "evaluation", "test", "target", "claims")} | {"comparisons": content.get("comparisons", ())}
     return Matrix(cells=cells, variants=variants, seeds=tuple(content["seeds"]), tables=tables, **rest)
 
 
