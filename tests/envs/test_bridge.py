@@ -1,6 +1,7 @@
 """The Bridge tasks: official layouts by seed, others that are none of them, and the photograph behind robot and objects."""
 
 from math import pi
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,6 +163,16 @@ def test_the_demonstrator_changes_the_side_to_which_it_turns_far_from_every_offi
         env.reset(seed=OFFICIAL + layout, exact=False)
         turn = turn_to_grip(simulator.objs[simulator.source_obj_name].pose, arm.root_link.pose * arm._target_pose)
         assert LEFT - pi + pi / 9 < turn < LEFT - pi / 9, layout
+
+
+def test_to_which_side_the_tool_turns_is_the_objects_alone_to_say():
+    def about_the_vertical(angle: float) -> SimpleNamespace:
+        return SimpleNamespace(q=torch.tensor([[np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)]], dtype=torch.float32))
+
+    for degrees, wanted in ((0, 0), (44, 44), (46, -134), (91, -89), (-91, -91), (136, -44), (180, 0)):  # an object has no front
+        for pushed in (-120, -69, 0, 20, 69):  # the fingers open along -y at the start: half a turn
+            turn = turn_to_grip(about_the_vertical(degrees * pi / 180), about_the_vertical(pi + pushed * pi / 180))
+            assert np.degrees(turn) + pushed == pytest.approx(wanted, abs=1e-3), (degrees, pushed)
 
 
 def test_grasped_is_live_where_the_tasks_own_flag_stays(env):
