@@ -10,7 +10,7 @@ from stare_lit.types import Expert
 REVISIONS = {
     "StackCube-v1": 2,
     "PutCarrotOnPlateInScene-v1": 6,
-    "PutSpoonOnTableClothInScene-v1": 6,
+    "PutSpoonOnTableClothInScene-v1": 8,
     "PutEggplantInBasketScene-v1": 6,
     "StackGreenCubeOnYellowCubeBakedTexInScene-v1": 5,
     "StackYellowCubeOnGreenCubeBakedTexInScene-v1": 5,
