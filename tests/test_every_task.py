@@ -22,8 +22,7 @@ NUM_WORSE = 10  # of them, again with noise
 WORSE = 0.2  # share of the longest step, standard deviation
 NUM_RANDOM = {PANDA: 100, WIDOWX: 30}  # episodes; a step of a WidowX is 0.2 s and takes ten times as long to simulate
 PUSHED = ("PushCube-v1", "PullCube-v1")
-KNOCKED = 2e-3  # m in one step that an object which nobody holds moves
-DAWDLING = (*PUSHED, "Toy-v0", "PutEggplantInBasketScene-v1")  # noise makes them stay where the error is small: results/stage_costs*.json
+DAWDLING = (*PUSHED, "Toy-v0")  # noise makes them stay where the error is small, which lowers its mean: results/stage_costs.json
 ACCIDENTS = {  # success ends every stage, and this is the simulator's
     "PushCube-v1": "random actions knock the cube into its goal (9 of 400 episodes)",
 }
@@ -121,8 +120,7 @@ class TestEveryTask:
         assert (index[solved] == spec.num_stages).all() and (error[solved] == 0).all() and solved.any()
 
     def test_the_online_stage_of_a_demonstration_falls_only_where_the_object_does(self, task, demos):
-        """The index that shapes the reward may go back; by itself, without ``monotone``, it comes in order in every success in which nothing slips and
-        nothing is knocked away: an eggplant rolls from under the fingers before they close."""
+        """The index that shapes the reward may go back; by itself, without ``monotone``, it comes in order in every success in which nothing slips."""
         spec = get_spec(task)
         index = separate(spec, demos.signals, demos.mask, monotone=False)
         falls = (index.diff() < 0) & demos.mask[:, 1:] & demos.success[:, None]
@@ -130,11 +128,9 @@ class TestEveryTask:
         if "grasped" in demos.signals:
             slips = demos.signals["grasped"].diff() < 0
             lost |= slips | torch.nn.functional.pad(slips, (1, -1))  # it may still be in the air one step later
-            if "object_to_target_xy" in demos.signals:
-                lost |= (demos.signals["object_to_target_xy"].diff().abs() > KNOCKED) & (demos.signals["grasped"][:, 1:] == 0)
         assert not (falls & ~lost).any(), (falls & ~lost).nonzero().tolist()
         assert falls.sum(1).float().mean() <= 0.2, falls.sum(1).tolist()
-        assert falls.any(1).sum() <= 0.15 * len(falls), falls.any(1).nonzero().tolist()  # 6 of the spoon, 5 of the stacks of Bridge, else at most 1
+        assert falls.any(1).sum() <= 0.15 * len(falls), falls.any(1).nonzero().tolist()  # 6 of the spoon, 5 of the stacks of Bridge, of the others none
 
     def test_costs_lie_in_the_unit_interval_and_are_lower_for_better_executions(self, task, acting, hold, demos):
         spec, index, error = labelled(task, demos)

@@ -11,7 +11,7 @@ REVISIONS = {
     "StackCube-v1": 2,
     "PutCarrotOnPlateInScene-v1": 6,
     "PutSpoonOnTableClothInScene-v1": 8,
-    "PutEggplantInBasketScene-v1": 6,
+    "PutEggplantInBasketScene-v1": 7,
     "StackGreenCubeOnYellowCubeBakedTexInScene-v1": 5,
     "StackYellowCubeOnGreenCubeBakedTexInScene-v1": 5,
 }

@@ -43,6 +43,8 @@ class Job:
             its four pixels do not show a small policy how it lies, which then turns by a habit, and cannot follow a demonstrator that turns.
         grip: m along the object's long axis x from its centre, where it is gripped. The spoon's hull tapers: about its middle the fingers slide off its
             slanting sides (36 of 120 seeds), towards the handle they hold it (1 of 120).
+        waits: the gripper goes down once the tool itself is above the object, not the pose that it is told, which it follows late: an eggplant rolls away
+            from a finger that comes down on it.
         carry: m above its final height at which the object travels.
         drop: m above its final height at which it is let go.
         slack: m from the target's centre with which it is let down.
@@ -50,6 +52,7 @@ class Job:
 
     turns: bool = True
     grip: float = 0.0
+    waits: bool = False
     carry: float = 0.07
     drop: float = 0.008
     slack: float = 0.02
@@ -61,7 +64,7 @@ JOBS = {
     "PutSpoonOnTableClothInScene-v1": Job(grip=0.015),
     "StackGreenCubeOnYellowCubeBakedTexInScene-v1": STACK,
     "StackYellowCubeOnGreenCubeBakedTexInScene-v1": STACK,
-    "PutEggplantInBasketScene-v1": Job(carry=0.1, drop=0.03),
+    "PutEggplantInBasketScene-v1": Job(waits=True, carry=0.1, drop=0.03),
 }
 
 
@@ -121,10 +124,10 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
         memory.closing += 1
         return _action(arm, held, CLOSED)
     turn = turn_to_grip(pose, tool) if job.turns else 0.0
-    off = held - hand
-    low = abs(turn) < TURNED and bool((fingers > READY).all())
-    rise = HOVER * ((off[:2].norm() - ALIGNED) / FUNNEL).clamp(0.0, 1.0) if low else torch.tensor(HOVER)
-    if rise > 0 or off[2] < -GRIP_SLACK:
+    above = simulator.agent.robot.links_map[WIDOWX.tool].pose if job.waits else tool
+    low = (not job.turns or abs(turn_to_grip(pose, above)) < TURNED) and bool((fingers > READY).all())
+    rise = HOVER * (((held - above.p[0])[:2].norm() - ALIGNED) / FUNNEL).clamp(0.0, 1.0) if low else torch.tensor(HOVER)
+    if rise > 0 or held[2] - hand[2] < -GRIP_SLACK:
         return _action(arm, torch.stack([held[0], held[1], held[2] + rise]), OPEN, turn)
     memory.closing = 1
     return _action(arm, held, CLOSED)
