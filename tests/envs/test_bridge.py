@@ -13,13 +13,13 @@ from stare_lit.data.demonstrator import HOLD, DemoSettings, run_expert
 from stare_lit.envs.factory import make_env, seeded_reset
 from stare_lit.envs.maniskill import ManiSkillEnv
 from stare_lit.envs.perturbations import Perturbation
-from stare_lit.envs.robots import OFFICIAL_LAYOUTS
+from stare_lit.envs.robots import OFFICIAL_LAYOUTS, WIDOWX
 from stare_lit.envs.seeds import SEED_RANGES, official_layout, split_seeds
 from stare_lit.envs.transforms import RewardConfig
 from stare_lit.experts.maniskill import ManiSkillExpert
-from stare_lit.experts.widowx import JOBS, LEFT, SHUT, turn_to_grip
+from stare_lit.experts.widowx import ALIGNED, FUNNEL, HOVER, JOBS, LEFT, SHUT, TURNED, turn_to_grip
 
-CARROT, EGGPLANT = "PutCarrotOnPlateInScene-v1", "PutEggplantInBasketScene-v1"
+CARROT, SPOON, EGGPLANT = "PutCarrotOnPlateInScene-v1", "PutSpoonOnTableClothInScene-v1", "PutEggplantInBasketScene-v1"
 OFFICIAL = SEED_RANGES["official"][0]
 
 
@@ -173,6 +173,35 @@ def test_to_which_side_the_tool_turns_is_the_objects_alone_to_say():
         for pushed in (-120, -69, 0, 20, 69):  # the fingers open along -y at the start: half a turn
             turn = turn_to_grip(about_the_vertical(degrees * pi / 180), about_the_vertical(pi + pushed * pi / 180))
             assert np.degrees(turn) + pushed == pytest.approx(wanted, abs=1e-3), (degrees, pushed)
+
+
+def test_a_spoon_is_held_towards_its_handle_and_does_not_slip(simulated):
+    env = ManiSkillEnv(simulated(SPOON), observation="state", terminate_on_success=False)
+    data, table = run_expert(env, ManiSkillExpert(SPOON), [5005, 5007, 5008, 5009, 5015, 5020], hold=HOLD)  # gripped at its middle it slips in all of these
+    env.close()
+    assert table["success"].all()
+    for episode in data.split(table["length"].tolist()):
+        grasped = episode[keys.next_(keys.SIGNALS)]["grasped"].flatten()
+        assert (grasped.diff() != 0).sum() == 2  # once taken, once let go
+
+
+def test_the_gripper_comes_down_once_the_tool_itself_is_above_the_eggplant(simulated):
+    """The pose that the tool is told is there earlier: going down with that, one finger comes down on the eggplant, which rolls away."""
+    env = ManiSkillEnv(simulated(EGGPLANT), observation="state", terminate_on_success=False)
+    simulator, late = env.simulator, 0
+    for seed in (1, 3, 7, 8):
+        expert, td = ManiSkillExpert(EGGPLANT), env.reset(seed=seed)
+        expert.reset()
+        source, arm = simulator.objs[simulator.source_obj_name], simulator.agent.controller.controllers["arm"]
+        while (action := expert.act(env))[-1] > 0:  # until the fingers close
+            told, tool = arm.root_link.pose * arm._target_pose, simulator.agent.robot.links_map[WIDOWX.tool].pose
+            beside = (source.pose.p - tool.p)[0, :2].norm()
+            if action[2] < 0 and told.p[0, 2] + action[2] - source.pose.p[0, 2] < HOVER / 2:
+                assert beside < ALIGNED + FUNNEL / 2 + 1e-4 and abs(turn_to_grip(source.pose, tool)) < TURNED
+            late += bool((source.pose.p - told.p)[0, :2].norm() < ALIGNED < beside)
+            td = env.step(td.set(keys.ACTION_CHUNK, action[None]))["next"].clone()
+    env.close()
+    assert late > 4  # the two do differ
 
 
 def test_grasped_is_live_where_the_tasks_own_flag_stays(env):
