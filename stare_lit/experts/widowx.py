@@ -27,7 +27,7 @@ GRIP_SLACK = 0.008  # m above the grip at which the fingers close, of the pose t
 # that goes up and down beside the spoon (docs/earlier.md)
 LEFT = pi / 4  # rad, greatest angle about the vertical to which the tool turns from its start; the least is half a turn less. About both a small difference of
 # the object means the other side, which a policy cannot tell: here they are far from every official layout (tests/envs/test_bridge.py)
-SETTLE = 4  # actions that they have for it
+SETTLE = 4  # actions that the fingers have to close or to open
 READY = 0.02  # m that both fingers stand open before the gripper goes down (0.037 when fully open; on its way down an eggplant pushes one to 0.027)
 SHUT = 0.016  # m below which it has closed on nothing (0.015 at its limit)
 CLEAR = 0.03  # m from the target's centre, beyond which the object is first lifted, then carried
@@ -95,8 +95,8 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
     """Grip the object, lift it, carry it over the target, let it down, let go and stay away."""
     source = simulator.objs[simulator.source_obj_name]
     arm = simulator.agent.controller.controllers["arm"]
-    tool, pose = (arm.root_link.pose * arm._target_pose), source.pose
-    hand, centre, final = tool.p[0], pose.p[0], on_the_target(simulator)[0]
+    tool, told, pose = simulator.agent.robot.links_map[WIDOWX.tool].pose, arm.root_link.pose * arm._target_pose, source.pose  # the tool lags what it is told
+    hand, centre, final = told.p[0], pose.p[0], on_the_target(simulator)[0]
     grasped = bool(simulator.agent.is_grasping(source))
     placed = not grasped and bool(simulator.evaluate()["success"])  # with something in the fingers, asking would count the grasp twice
     if memory.opening or placed:
@@ -111,7 +111,7 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
     if grasped:  # at once, and however it came about: a policy without memory cannot count actions, and would hold still for ever
         memory.closing = SETTLE  # should it slip now, the gripper opens after one more action
         away, high = (final - centre)[:2].norm(), centre[2] - final[2]
-        place = final + simulator.agent.robot.links_map[WIDOWX.tool].pose.p[0] - centre  # of the tool, when the object is where it belongs
+        place = final + tool.p[0] - centre  # of the tool, when the object is where it belongs
         rise = job.drop / 2 + (job.carry - job.drop / 2) * ((away - job.slack) / FUNNEL).clamp(0.0, 1.0)
         if high < job.carry - 0.02 and away > CLEAR:
             return _action(arm, torch.stack([hand[0], hand[1], place[2] + job.carry]), CLOSED)
@@ -123,8 +123,8 @@ def pick_and_place(job: Job, simulator: Any, memory: Memory) -> Tensor:
     if memory.closing:
         memory.closing += 1
         return _action(arm, held, CLOSED)
-    turn = turn_to_grip(pose, tool) if job.turns else 0.0
-    above = simulator.agent.robot.links_map[WIDOWX.tool].pose if job.waits else tool
+    turn = turn_to_grip(pose, told) if job.turns else 0.0
+    above = tool if job.waits else told
     low = (not job.turns or abs(turn_to_grip(pose, above)) < TURNED) and bool((fingers > READY).all())
     rise = HOVER * (((held - above.p[0])[:2].norm() - ALIGNED) / FUNNEL).clamp(0.0, 1.0) if low else torch.tensor(HOVER)
     if rise > 0 or held[2] - hand[2] < -GRIP_SLACK:
