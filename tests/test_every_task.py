@@ -130,7 +130,7 @@ class TestEveryTask:
             lost |= slips | torch.nn.functional.pad(slips, (1, -1))  # it may still be in the air one step later
         assert not (falls & ~lost).any(), (falls & ~lost).nonzero().tolist()
         assert falls.sum(1).float().mean() <= 0.2, falls.sum(1).tolist()
-        assert falls.any(1).sum() <= 0.15 * len(falls), falls.any(1).nonzero().tolist()  # 6 of the spoon, 5 of the stacks of Bridge, of the others none
+        assert falls.any(1).sum() <= 0.15 * len(falls), falls.any(1).nonzero().tolist()  # 5 of the stacks of Bridge, one of the spoon, of the others none
 
     def test_costs_lie_in_the_unit_interval_and_are_lower_for_better_executions(self, task, acting, hold, demos):
         spec, index, error = labelled(task, demos)
