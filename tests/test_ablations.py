@@ -251,7 +251,7 @@ def test_over_all_tasks_cells_are_compared_on_the_seeds_that_all_of_them_have():
 
 def test_no_two_cells_of_a_figure_have_one_colour():
     variant = dataclasses.replace(SHIPPED.variants[0], task="Toy-v0", observation="state")
-    assert len(SHIPPED.tables["online"]) > 10  # as many colours as a map of ten has not
+    assert len(SHIPPED.tables["online"]) > 10  # more than a map of ten colours has
     for table in ("online", "pipeline"):  # of these some take no environment steps
         cells = {(variant.name, cell): [row(cell, 0, 0.5)] for cell in SHIPPED.tables[table]}
         axes = Figure().subplots()

@@ -19,7 +19,7 @@ from stare_lit.experts.memory import Memory
 
 OPEN, CLOSED = 1.0, -1.0
 STEP, TURN = WIDOWX.action_limit[0], WIDOWX.action_limit[5]  # m and rad, longest of one action
-HOVER = 0.07  # m above the object's centre, where the gripper travels and turns
+HOVER = 0.07  # m above the grip, where the gripper travels and turns
 ALIGNED = 0.008  # m of horizontal error with which the open gripper goes down around the object (the fingers leave about 9 mm)
 FUNNEL = 0.02  # m beyond that over which it rises to its full height
 TURNED = 0.15  # rad of error about the vertical with which it goes down
