@@ -308,6 +308,9 @@ def test_a_tiny_matrix_runs_is_killed_goes_on_and_is_drawn(tmp_path):
     assert [path.name for path in stored.iterdir()] == ["sft-seed0.json"]
     before = (stored / "sft-seed0.json").read_bytes()
     free_again(run / "ppo")
+    stale = run / "sft-rollouts" / "Toy-v0-0123456789ab"  # of a policy that is no longer there
+    stale.mkdir(parents=True)
+    (stale / "metadata.json").write_text("{}")
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (stored / "sft-seed0.json").read_bytes() == before  # finished, so left alone

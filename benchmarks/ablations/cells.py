@@ -15,9 +15,11 @@ from rich.console import Console
 from stare_lit import keys
 from stare_lit.callbacks.provenance import fingerprint
 from stare_lit.cli.steps import Step, run_step
+from stare_lit.data.offline import rollout_folder
 from stare_lit.data.trajectories import Trajectories
 from stare_lit.evaluation.evaluate import measure_of
 from stare_lit.evaluation.report import hardware, package_versions, write_json
+from stare_lit.models.vla import VLAPolicy
 
 
 def result_path(results: Path, variant: Variant, cell: str, seed: int) -> Path:
@@ -61,7 +63,7 @@ def run_cell(matrix: Matrix, variant: Variant, name: str, seed: int, *, root: Pa
         step = Step(f"{variant.name} seed {seed}: {of} {kind}", tuple(command), record, run_dir, digest)
         seconds[kind] = run_step(step, out)
     points = json.loads((folder / name / CURVE).read_text())["points"]
-    env_steps = _env_steps(cell, folder, points)
+    env_steps = _env_steps(matrix, variant, cell, folder, points)
     training = seconds["fit"] + seconds.get("rollouts", 0.0)
     test = json.loads((folder / f"{name}-test-report.json").read_text())["results"]["policy"]
     found = {
@@ -90,13 +92,14 @@ def run_cell(matrix: Matrix, variant: Variant, name: str, seed: int, *, root: Pa
     return found
 
 
-def _env_steps(cell: Cell, folder: Path, points: list[dict[str, Any]]) -> int:
+def _env_steps(matrix: Matrix, variant: Variant, cell: Cell, folder: Path, points: list[dict[str, Any]]) -> int:
     """Environment steps of a cell alone: those of the demonstrations that succeeded, of the rollouts, or of the rounds."""
     if cell.phase == "interaction":
         return points[-1]["env_steps"]
     if cell.phase == "imitation":
         return int(Trajectories(folder / "demos").episodes["length"].sum())
-    (rollouts,) = (Trajectories(path.parent) for path in (folder / f"{cell.after}-rollouts").glob("*/metadata.json"))
+    below = VLAPolicy.from_pretrained(folder / str(cell.after) / matrix.policy)
+    rollouts = Trajectories(rollout_folder(folder / f"{cell.after}-rollouts", variant.task, below))  # beside it may lie those of an earlier policy
     num_steps = keys.next_(keys.NUM_STEPS)
     return int(rollouts.rows(torch.arange(len(rollouts)), [num_steps])[num_steps].sum())
 
