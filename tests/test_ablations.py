@@ -180,6 +180,8 @@ def test_a_gain_is_paired_by_seed():
     one = results.gain([better[0] | {"test_successes": [1, 1, 1, 0]}], [worse[0] | {"test_successes": [0, 0, 1, 0]}])
     assert one[0] == pytest.approx(0.6) and one[1] < 0.5 < one[2] and one[3] == 1  # the interval over its test episodes
     assert np.isnan(results.gain(better[:1], worse)[1])  # of a result that did not keep them
+    opposite = [row("a", i, s) for i, s in enumerate((0.71, 0.855, 0.86))], [row("b", i, s) for i, s in enumerate((0.76, 0.86, 0.805))]
+    assert results.gain(*opposite)[0] == 0  # -5, -0.5 and +5.5 points: the floats leave -3.7e-17
 
 
 def test_seeds_that_happen_to_agree_make_no_gain_certain():

@@ -63,7 +63,8 @@ def gain(better: list[dict[str, Any]], worse: list[dict[str, Any]]) -> tuple[flo
     if np.ptp(difference) > 1e-9:
         limits.append(ttest_1samp(difference, 0.0).confidence_interval(0.95))
     low, high = min((each.low for each in limits), default=np.nan), max((each.high for each in limits), default=np.nan)
-    return float(difference.mean()), float(low), float(high), len(pairs)
+    mean = round(float(difference.mean()), 9) + 0.0  # seeds that cancel out are no difference, whatever is left of the sum
+    return mean, float(low), float(high), len(pairs)
 
 
 def steps_to(row: dict[str, Any], target: float) -> float:
