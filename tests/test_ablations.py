@@ -238,8 +238,7 @@ def test_tables_and_figures_of_what_is_there(tmp_path):
     effect = next(line for line in text.splitlines() if re.match(r"\| ppo +\| sft ", line))
     assert re.search(r"\+30\.0 \[\+\d[^\]]+\] \(0\), \+30\.0 \[[^\]]+\] \(1\), \+30\.0 \[[^\]]+\] \(2\) +\| \+30\.0 \[", effect), effect
     assert "mean over seeds [95 %: paired t over seeds" in " ".join(text.split())  # the title keeps its brackets
-    compared = ("offline", "online", "pipeline")  # of the sweeps sta_tpo alone is there, which compares nothing
-    assert {path.name for path in tmp_path.glob("*.png")} == {f"{kind}-{name}-Toy-v0-state.png" for kind in ("curves", "funnel") for name in compared}
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"{kind}-{name}-Toy-v0-state.png" for kind in ("curves", "funnel") for name in SHIPPED.tables}
 
 
 def test_over_all_tasks_cells_are_compared_on_the_seeds_that_all_of_them_have():

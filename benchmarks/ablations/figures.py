@@ -68,7 +68,7 @@ def draw(matrix: Matrix, results: Path, out: Console) -> None:
     variants = [variant for variant in matrix.variants if any(name == variant.name for name, _ in runs)]
     tables: list[Table] = []
     for name, cells in matrix.tables.items():
-        present = [variant for variant in variants if sum((variant.name, cell) in runs for cell in cells) > 1]  # one alone compares nothing
+        present = [variant for variant in variants if any((variant.name, cell) in runs for cell in cells if matrix.cells[cell].after is not None)]
         if not present:
             continue
         tables.append(success_table(matrix, name, present, runs))
