@@ -15,6 +15,7 @@ def demos(
     cameras: tuple[str, ...] = (),
     gripper_noise: float = 0.0,
     arm_noise: float = 0.0,
+    disguised: float = 0.0,
     first_seed: int = 0,
     keep_failures: bool = False,
     num_workers: int | None = None,
@@ -37,6 +38,7 @@ def demos(
         cameras: names of the task's cameras, such as [base_camera, hand_camera] of StackCube-v1; by default the robot's own one.
         gripper_noise: probability of each action with which the gripper begins to do the opposite of what it is told, for three actions.
         arm_noise: probability of each action with which the arm moves at random instead; an episode then begins with up to three such moves.
+        disguised: of PushCube-v1 and PullCube-v1: share of the episodes that are drawn with marker and camera where the other task has them.
         first_seed: seeds are tried from here on, up to the end of the training range.
         keep_failures: also store failed episodes, in <out>/failures.
         num_workers: processes; by default one for each core, 0 runs in this one.
@@ -48,7 +50,7 @@ def demos(
     from stare_lit.data.demonstrator import DemoSettings
     from stare_lit.envs.seeds import SEED_RANGES
 
-    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise, arm_noise)
+    settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise, arm_noise, disguised)
     if h5 is None:
         if replay != "actions" or not with_actions:
             raise ValueError(f"replay={replay!r}, with_actions={with_actions}: these settings are for an import; give h5 as well, or leave them out")
@@ -62,7 +64,7 @@ def demos(
     collecting = {
         "action_noise": action_noise, "gripper_noise": gripper_noise, "arm_noise": arm_noise, "max_episode_steps": max_episode_steps,
         "first_seed": first_seed, "keep_failures": keep_failures, "num_workers": num_workers, "observation": observation == "state",
-        "cameras": cameras,
+        "cameras": cameras, "disguised": disguised,
     }  # fmt: skip
     if unused := [name for name, value in collecting.items() if value]:
         raise ValueError(f"h5={h5!r} imports recorded episodes, for which {', '.join(unused)} have no meaning; leave them out")

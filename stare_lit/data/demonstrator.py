@@ -13,6 +13,7 @@ from torchrl.envs.utils import step_mdp
 from stare_lit import keys
 from stare_lit.data.trajectories import TrajectoryMetadata
 from stare_lit.envs.factory import TOY, check_renderer
+from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.robots import robot_of
 from stare_lit.envs.signals import instructions_of
 from stare_lit.experts.make import REVISIONS, make_demonstrator
@@ -50,6 +51,8 @@ class DemoSettings:
         arm_noise: probability of each action with which the arm moves at random instead, up to its longest step along each axis (a WidowX turns, too):
             shows how to go on from where no demonstrator would go, such as low down beside the object. Above 0 an episode begins with up to three
             such moves: a tool that already turns says to which side, and a policy that goes by this never looks at the object (ours).
+        disguised: share of the episodes that are drawn as the other task of a shared scene draws its own, see ``Perturbation``: for a policy of both, which
+            would go by the places of marker and camera and pass over the instruction (ours).
     """
 
     task: str
@@ -61,6 +64,7 @@ class DemoSettings:
     cameras: tuple[str, ...] = ()
     gripper_noise: float = 0.0
     arm_noise: float = 0.0
+    disguised: float = 0.0
 
     def __post_init__(self) -> None:
         if self.cameras and (self.observation == "state" or len(set(self.cameras)) < len(self.cameras)):
@@ -70,7 +74,13 @@ class DemoSettings:
         for name, value in (("gripper_noise", self.gripper_noise), ("arm_noise", self.arm_noise)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name}={value}: a probability; give 0 or more, and less than 1")
+        self.perturbation.check(self.task, (), observation=self.observation)
         check_renderer(self.task, visuals=self.visuals, cameras=self.cameras)
+
+    @property
+    def perturbation(self) -> Perturbation:
+        """What differs from the task as it is evaluated."""
+        return Perturbation(disguised=self.disguised)
 
     @property
     def block(self) -> int:
@@ -86,12 +96,16 @@ class DemoSettings:
     def folder(self) -> Path:
         """Where such demonstrations lie unless told otherwise."""
         seen = "-".join([f"{self.image_size}px", *self.cameras]) if self.observation == "image" else "state"
-        rare = "".join(f"-{part}{value:g}" for part, value in (("gripper", self.gripper_noise), ("arm", self.arm_noise)) if value)
+        rare = "".join(
+            f"-{part}{value:g}" for part, value in (("gripper", self.gripper_noise), ("arm", self.arm_noise), ("disguised", self.disguised)) if value
+        )
         return Path("data/demos") / f"{self.task}-{seen}-noise{self.action_noise:g}{rare}"
 
     def metadata(self, seed_range: tuple[int, int]) -> TrajectoryMetadata:
         """What a folder of demonstrations from the seeds ``[low, high)`` says of itself."""
-        config = {name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation", "gripper_noise", "arm_noise")}
+        config = {
+            name: getattr(self, name) for name in ("action_noise", "max_episode_steps", "visuals", "observation", "gripper_noise", "arm_noise", "disguised")
+        }
         config |= {"cameras": list(self.cameras), "seed_range": list(seed_range)}
         if self.task in REVISIONS:
             config["demonstrator"] = REVISIONS[self.task]
@@ -99,7 +113,7 @@ class DemoSettings:
 
     def demonstrator(self) -> tuple[EnvBase, Expert]:
         """Environment and expert, in the process that runs them."""
-        common: dict[str, Any] = {"image_size": self.image_size, "observation": self.observation}
+        common: dict[str, Any] = {"image_size": self.image_size, "observation": self.observation, "perturbation": self.perturbation}
         common["terminate_on_success"] = not self.hold
         if self.max_episode_steps is not None:
             common["max_episode_steps"] = self.max_episode_steps

@@ -37,8 +37,8 @@ class DemoDataModule(LightningDataModule):
         val_episodes: further demonstrations, kept apart for a validation loss.
         batch_size: decisions in a batch, of each process.
         chunk_size: H, actions that the policy predicts at once.
-        image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise, arm_noise: how demonstrations
-            are made; a folder made otherwise is refused.
+        image_size, action_noise, max_episode_steps, visuals, observation, cameras, gripper_noise, arm_noise, disguised: how
+            demonstrations are made; a folder made otherwise is refused.
         start_repeats: how often an epoch serves each of an episode's first three decisions (the others: once). In these nothing that the arm has done
             tells where it has to go; they are a tenth of the decisions, and a small policy learns them last (ours).
         max_shift: random shift of the training images by up to so many pixels, 0 for none.
@@ -64,6 +64,7 @@ class DemoDataModule(LightningDataModule):
         cameras: tuple[str, ...] = (),
         gripper_noise: float = 0.0,
         arm_noise: float = 0.0,
+        disguised: float = 0.0,
         start_repeats: int = 1,
         max_shift: int = 0,
         num_workers: int | None = None,
@@ -79,7 +80,9 @@ class DemoDataModule(LightningDataModule):
         if not 0 <= first_seed < SEED_RANGES["train"][1]:
             raise ValueError(f"first_seed={first_seed}: the training range has the seeds 0..{SEED_RANGES['train'][1] - 1}")
         self.task, self.seed_range = task, (first_seed, SEED_RANGES["train"][1])
-        self.settings = DemoSettings(task, image_size, action_noise, max_episode_steps, visuals, observation, tuple(cameras), gripper_noise, arm_noise)
+        self.settings = DemoSettings(
+            task, image_size, action_noise, max_episode_steps, visuals, observation, tuple(cameras), gripper_noise, arm_noise, disguised
+        )
         self.instructions = instructions_of(task)
         own = self.settings.folder.with_name(self.settings.folder.name + (f"-from{first_seed}" if first_seed else ""))
         self.folder = own if folder is None else Path(folder)

@@ -60,7 +60,7 @@ def read_metadata(folder: Path, expected: Mapping[str, Any]) -> tuple[Trajectory
         layout = content["layout"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the metadata of trajectories ({error!r}); choose another folder") from error
-    have, want = {"cameras": [], "gripper_noise": 0.0, "arm_noise": 0.0, **metadata.flat()}, json.loads(json.dumps(dict(expected)))
+    have, want = {"cameras": [], "gripper_noise": 0.0, "arm_noise": 0.0, "disguised": 0.0, **metadata.flat()}, json.loads(json.dumps(dict(expected)))
     if differing := difference(have, {**have, **want}):
         raise ValueError(f"folder={str(folder)!r} holds other trajectories: {differing}; choose another folder, delete this one, or ask for what it holds")
     return metadata, layout

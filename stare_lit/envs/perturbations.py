@@ -14,9 +14,10 @@ from torch import Tensor
 Triple = tuple[float, float, float]
 
 TABLETOP = ("PushCube-v1", "PullCube-v1", "StackCube-v1", "LiftPegUpright-v1")  # whose table, lights and objects `perturbed_scene` knows
+SHARED_SCENES = ("PushCube-v1", "PullCube-v1")  # alike but for the places of marker and camera, which give the task away
 TOY = "Toy-v0"
 ON_BRIDGE = {"light", "ambient_light", "object_colour", "joint_noise", "action_noise", "instructions"}  # table and background are a photograph
-DRAWN = {"camera_translation", "camera_rotation", "light", "ambient_light", "table_colour", "ground_colour", "object_colour"}  # in an image only
+DRAWN = {"camera_translation", "camera_rotation", "light", "ambient_light", "table_colour", "ground_colour", "object_colour", "disguised"}  # in an image only
 BATCHED = {"action_noise", "instructions"}  # also where many scenes share one simulator
 IN_TOY = {"camera_translation", "light", "table_colour", "num_distractors", "object_colour", "action_noise", "instructions"}
 OBJECT_SCALES = (0.7, 1.25)  # beyond, the gripper closes on nothing, or opens less than the peg is wide
@@ -24,7 +25,7 @@ STACK_SCALES = (0.7, 1.0)  # the cubes of StackCube-v1 start so close that large
 MAX_DISTRACTORS = 6  # more do not surely find a free place
 MAX_JOINT_NOISE = 0.15  # rad; beyond, the gripper could start in the table
 NUM_ARM = 6  # actions of the arm, before the gripper's
-JOINTS, DISTRACTORS, ACTIONS = 1, 2, 3  # streams of random numbers
+JOINTS, DISTRACTORS, ACTIONS, DISGUISE = 1, 2, 3, 4  # streams of random numbers
 NUM_PLACES = 1_000  # places drawn for the distractors of an episode
 
 
@@ -49,6 +50,8 @@ class Perturbation:
         object_scale: factor on the size of the task's movable objects, drawn and felt, at the same density. The task's own lengths (half sizes) are
             scaled with it, so its start rests on the table and its success test means the same; goals and tolerances keep their size.
         object_colour: red, green and blue of the object that is handled. The instruction is left as it is, also where it names a colour.
+        disguised: share of the episodes, drawn from their seeds, in which marker and camera stand where the other of ``SHARED_SCENES`` has them. Goal, signals
+            and success stay the task's own, so that only the instruction tells what is to be done.
         joint_noise: radians; the arm's joints start up to this far from where the task puts them, uniformly.
         action_noise: standard deviation of Gaussian noise on the six actions of the arm, as a share of the longest ones, to which the sum is clipped.
         instructions: other words, by task: one text for each that the task has. Words of another task whose goal the scene holds too are judged by that
@@ -67,6 +70,7 @@ class Perturbation:
     num_distractors: int = 0
     object_scale: float = 1.0
     object_colour: Triple | None = None
+    disguised: float = 0.0
     joint_noise: float = 0.0
     action_noise: float = 0.0
     instructions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -82,6 +86,7 @@ class Perturbation:
                 raise ValueError(f"{name}={value}: give three numbers from {low:g} to {high:g}")
         for name, (low, high) in {
             "num_distractors": (0, MAX_DISTRACTORS), "object_scale": OBJECT_SCALES, "joint_noise": (0.0, MAX_JOINT_NOISE), "action_noise": (0.0, 1.0),
+            "disguised": (0.0, 1.0),
         }.items():  # fmt: skip
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)}: choose from {low:g} to {high:g}")
@@ -104,6 +109,8 @@ class Perturbation:
             observation: of the environment; "state" sees no picture.
             num_envs: scenes in one simulator.
         """
+        if self.disguised and task not in SHARED_SCENES:
+            raise ValueError(f"disguised={self.disguised}: no other task shares the scene of {task}; leave it out, or choose one of {', '.join(SHARED_SCENES)}")
         known = IN_TOY if task == TOY else {each.name for each in fields(self)} if task in TABLETOP else ON_BRIDGE
         if unknown := self.changes - known:
             raise ValueError(f"perturbation: {task} has no {', '.join(sorted(unknown))}; leave it out, or choose a task that has ({', '.join(TABLETOP)})")
@@ -126,6 +133,10 @@ class Perturbation:
     def instructions_of(self, task: str, own: Sequence[str]) -> tuple[str, ...]:
         """The table of instructions of ``task``: its ``own``, or other words."""
         return tuple(self.instructions.get(task, own))
+
+    def disguises(self, seed: int) -> bool:
+        """Whether the episode ``seed`` is one of the ``disguised``."""
+        return bool(draws(seed, DISGUISE).random() < self.disguised)
 
     def joint_offsets(self, seed: int, num: int) -> np.ndarray:
         """float32 [num]: radians by which the arm's joints start elsewhere in the episode ``seed``."""

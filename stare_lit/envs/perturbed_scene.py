@@ -8,7 +8,7 @@ import sapien.render
 from transforms3d.euler import euler2quat
 
 from stare_lit.envs.perturbations import DISTRACTORS, Perturbation, draws, free_places
-from stare_lit.envs.signals import peg_axis
+from stare_lit.envs.signals import TOLD_VIEWS, peg_axis
 
 HANDLED = {"PushCube-v1": "obj", "PullCube-v1": "obj", "StackCube-v1": "cubeA", "LiftPegUpright-v1": "peg"}  # task -> the object that takes a colour
 LENGTHS = {  # task -> its constants (m) that its objects are built, placed and judged by
@@ -22,6 +22,7 @@ CLEARANCE = 0.15  # m from a distractor's centre to where gripper and objects pa
 GAP = 0.09  # m between the centres of two distractors
 SMALL, LARGE = 0.02, 0.03  # m, half size of a distractor: the hand is still above it when its fingers are at the table
 PREFIX = "distractor"
+MARKER = "drawn goal_region"
 
 
 def scale_objects(simulator: Any, task: str, scale: float) -> None:
@@ -82,6 +83,8 @@ def perturb_scene(simulator: Any, task: str, perturbation: Perturbation) -> None
     if perturbation.object_colour is not None:
         handled = getattr(simulator, HANDLED[task]) if task in HANDLED else simulator.objs[simulator.source_obj_name]
         _paint(handled, perturbation.object_colour)
+    if perturbation.disguised:
+        _detach_marker(simulator)
 
 
 def begin_episode(simulator: Any, task: str, perturbation: Perturbation, seed: int) -> None:
@@ -94,6 +97,34 @@ def begin_episode(simulator: Any, task: str, perturbation: Perturbation, seed: i
         simulator.agent.controller.reset()
     if perturbation.num_distractors:
         _put_distractors(simulator, task, perturbation.num_distractors, seed)
+    if perturbation.disguised:
+        _disguise(simulator, task, perturbation, seed)
+
+
+def _detach_marker(simulator: Any) -> None:
+    """Have the goal's marker drawn by a thing of its own, which can stand elsewhere than the goal."""
+    goal, marker, drawn = simulator.goal_region._objs[0], sapien.Entity(), sapien.render.RenderBodyComponent()
+    body = goal.find_component_by_type(sapien.render.RenderBodyComponent)
+    for shape in body.render_shapes:
+        drawn.attach(shape.clone())
+    goal.remove_component(body)
+    marker.name = MARKER
+    marker.add_component(drawn)
+    simulator.scene.sub_scenes[0].add_entity(marker)
+
+
+def _disguise(simulator: Any, task: str, perturbation: Perturbation, seed: int) -> None:
+    """Marker and camera of the episode ``seed``, where this task or the other one has them."""
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    other, view = TOLD_VIEWS[task]
+    disguised = perturbation.disguises(seed)
+    shift = sapien.Pose(perturbation.camera_translation, euler2quat(*perturbation.camera_rotation))
+    for config in REGISTERED_ENVS[other if disguised else task].cls._default_sensor_configs.fget(simulator):
+        simulator.scene.sensors[config.uid].camera.set_local_pose(config.pose.sp * shift)
+    place = (view(simulator) if disguised else simulator).goal_region.pose.p[0].tolist()
+    marker = next(entity for entity in simulator.scene.sub_scenes[0].entities if entity.name == MARKER)
+    marker.set_pose(sapien.Pose(place, simulator.goal_region.pose.q[0].tolist()))
 
 
 def _put_distractors(simulator: Any, task: str, num: int, seed: int) -> None:

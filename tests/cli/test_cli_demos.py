@@ -37,3 +37,5 @@ def test_settings_that_would_be_ignored_are_refused(tmp_path: Path, capsys: pyte
     assert "give h5 as well" in capsys.readouterr().err
     assert run("--h5", "x.h5", "--out", str(tmp_path), "--action_noise", "0.1") == 2
     assert "action_noise have no meaning" in capsys.readouterr().err
+    assert run("--h5", "x.h5", "--task", "PushCube-v1", "--out", str(tmp_path), "--disguised", "0.5") == 2
+    assert "disguised have no meaning" in capsys.readouterr().err

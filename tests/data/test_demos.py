@@ -214,6 +214,7 @@ class TestDataModule:
             ({"action_noise": 0.1}, "action_noise is 0.0, asked for 0.1"),
             ({"gripper_noise": 0.1}, "gripper_noise is 0.0, asked for 0.1"),
             ({"arm_noise": 0.1}, "arm_noise is 0.0, asked for 0.1"),
+            ({"disguised": 0.1}, "disguised=0.1: no other task shares the scene of Toy-v0"),
             ({"task": "PushCube-v1"}, "task is 'Toy-v0', asked for 'PushCube-v1'"),
             ({"num_episodes": 13}, "num_episodes=13 .* holds 12 demonstrations; make more with `stare demos"),
             ({"chunk_size": 100}, "chunk_size=100 is longer"),
@@ -228,6 +229,7 @@ class TestDataModule:
     def test_default_folder_names_what_it_holds(self) -> None:
         assert DemoDataModule("PushCube-v1", action_noise=0.1).folder == Path("data/demos/PushCube-v1-64px-noise0.1")
         assert DemoSettings("Toy-v0", gripper_noise=0.03, arm_noise=0.05).folder.name == "Toy-v0-64px-noise0-gripper0.03-arm0.05"
+        assert DemoSettings("PullCube-v1", disguised=0.5).folder.name == "PullCube-v1-64px-noise0-disguised0.5"
         assert DemoSettings("Toy-v0").metadata(SEED_RANGES["train"]).config["seed_range"] == [0, 1_000_000]
 
     def test_another_first_seed_is_another_folder_of_other_demonstrations(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

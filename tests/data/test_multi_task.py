@@ -1,10 +1,17 @@
 """Demonstrations of several tasks together."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from stare_lit import keys
+from stare_lit.data.demos import DemoDataModule
 from stare_lit.data.multi_task import MultiTaskDemoDataModule
+from stare_lit.data.trajectories import Trajectories
+from stare_lit.envs.factory import make_env
+from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.signals import INSTRUCTIONS
 
 PUSH, PULL, STACK = "PushCube-v1", "PullCube-v1", "StackCube-v1"
@@ -28,6 +35,33 @@ def test_two_tasks_are_shuffled_together_and_told_apart_by_their_texts(tmp_path,
     assert statistics.mask == (True,) * 6 + (False,)
 
 
+@pytest.mark.usefixtures("vulkan")
+def test_disguised_demonstrations_look_as_the_other_task_and_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"num_episodes": 4, "batch_size": 8, "chunk_size": 2, "image_size": 16, "num_workers": 0}
+    MultiTaskDemoDataModule([PUSH, PULL], **settings, disguised=0.5).prepare_data()
+    pictures = {}
+    for task in (PUSH, PULL):
+        folder = tmp_path / "data" / "demos" / f"{task}-16px-noise0-disguised0.5"
+        stored = Trajectories(folder)
+        starts = stored.rows(stored.episodes["start"])[keys.IMAGE]
+        env = make_env(task, 1, image_size=16, chunk_size=1)
+        plain = [env.reset(seed=[seed])[keys.IMAGE].reshape(3, 16, 16) for seed in stored.episodes["seed"].tolist()]
+        env.close()
+        pictures[task] = [bool(torch.equal(ours, own)) for ours, own in zip(starts, plain, strict=True)]
+        expected = [not Perturbation(disguised=0.5).disguises(seed) for seed in stored.episodes["seed"].tolist()]
+        assert pictures[task] == expected
+        with pytest.raises(ValueError, match="disguised is 0.5, asked for 0.0"):
+            DemoDataModule(task, folder=str(folder), **settings).prepare_data()
+    assert {True, False} == set(pictures[PUSH])
+
+
+def test_the_shipped_file_disguises_both_of_its_tasks():
+    data = yaml.safe_load((Path(__file__).parents[2] / "configs" / "multi_task" / "push_pull.yaml").read_text())["data"]["init_args"]
+    module = MultiTaskDemoDataModule(**data)
+    assert [(part.task, part.settings.disguised) for part in module.parts] == [(PUSH, 0.5), (PULL, 0.5)]
+
+
 @pytest.mark.parametrize(
     ("tasks", "settings", "message"),
     [
@@ -35,6 +69,7 @@ def test_two_tasks_are_shuffled_together_and_told_apart_by_their_texts(tmp_path,
         ([PUSH, PUSH], {}, "each once"),
         ([PUSH, PULL], {"folder": "demos"}, "folder='demos': each task is kept in a folder of its own"),
         ([PUSH, "PutCarrotOnPlateInScene-v1"], {}, "are of different robots"),
+        ([PUSH, STACK], {"disguised": 0.5}, "disguised=0.5: no other task shares the scene of StackCube-v1"),
         ([PUSH, "PushCub-v1"], {}, "task='PushCub-v1' is unknown"),
         ([PUSH, "Toy-v0"], {}, r"tasks=\['PushCube-v1', 'Toy-v0'\]: Toy-v0 has a world and a state of its own"),
         (["Toy-v0", PUSH], {"observation": "state"}, "Toy-v0 has a world and a state of its own"),

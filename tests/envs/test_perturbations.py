@@ -36,6 +36,7 @@ class TestRefusals:
             ({"object_scale": 0.0}, "object_scale=0.0"),
             ({"joint_noise": 1.0}, "joint_noise=1.0"),
             ({"action_noise": float("nan")}, "action_noise=nan"),
+            ({"disguised": 1.5}, "disguised=1.5"),
             ({"instructions": {PUSH: "push"}}, "instructions.*list of texts"),
             ({"instructions": {PUSH: (" ",)}}, "none of them empty"),
         ],
@@ -52,6 +53,8 @@ class TestRefusals:
             (TOY, {"num_distractors": 1}, {"observation": "state"}, "num_distractors cannot be seen"),
             (PUSH, {"light": (0.5, 0.5, 0.5)}, {"observation": "state"}, "light cannot be seen"),
             (PUSH, {"instructions": {TOY: ("a", "b")}}, {}, "0 of PushCube-v1, which has 1"),
+            (PUSH, {"disguised": 0.5}, {"observation": "state"}, "disguised cannot be seen"),
+            ("StackCube-v1", {"disguised": 0.5}, {}, "disguised=0.5: no other task shares the scene of StackCube-v1"),
             ("StackCube-v1", {"object_scale": 1.1}, {}, "object_scale=1.1: StackCube-v1"),
         ],
     )
@@ -93,7 +96,9 @@ class TestShipped:
         found = read_perturbations("all")
         assert list(found) == SHIPPED and len(found) == 9
         changed = [name for each in found.values() for name in each.changes]
-        assert len(changed) == len(set(changed)) and set(changed) == set(Perturbation.__dataclass_fields__)
+        assert len(changed) == len(set(changed)) and set(changed) == set(Perturbation.__dataclass_fields__) - {
+            "disguised"
+        }  # of training: swapped words ask for the same
         assert read_perturbations(["camera", "configs/perturbations/table.yaml"]) == {name: found[name] for name in ("camera", "table")}
 
     @pytest.mark.parametrize("task", TABLETOP)
@@ -130,6 +135,11 @@ class TestDraws:
         many = noisy.disturbed(torch.zeros(1, 2000, 7), torch.tensor([5]), torch.tensor([0]), LIMIT)[..., :6]
         assert many.std() == pytest.approx(0.1, rel=0.05)
         assert Perturbation().disturbed(chunk, torch.tensor([3, 4]), torch.tensor([0, 8]), LIMIT) is chunk
+
+    def test_disguises_a_share_of_the_seeds(self):
+        drawn = [Perturbation(disguised=0.3).disguises(seed) for seed in range(2000)]
+        assert np.mean(drawn) == pytest.approx(0.3, abs=0.04)
+        assert not any(Perturbation().disguises(seed) for seed in range(100)) and all(Perturbation(disguised=1.0).disguises(seed) for seed in range(100))
 
     def test_joints(self):
         noisy = Perturbation(joint_noise=0.1)

@@ -12,7 +12,7 @@ from transforms3d.euler import euler2quat
 from stare_lit import keys
 from stare_lit.cli.perturbation import read_perturbations
 from stare_lit.envs.maniskill import ManiSkillEnv
-from stare_lit.envs.perturbations import MAX_DISTRACTORS, TABLETOP, Perturbation
+from stare_lit.envs.perturbations import MAX_DISTRACTORS, SHARED_SCENES, TABLETOP, Perturbation
 from stare_lit.envs.perturbed_scene import CLEARANCE, PREFIX, passages
 from stare_lit.experts.maniskill import ManiSkillExpert
 
@@ -186,6 +186,30 @@ def test_objects_of_another_size(env, plain, shipped):
     solve(simulator, env.task, 1.0 if env.task != "PushCube-v1" else 1.4)  # PushCube-v1 lets its cube be 5 mm too high, PullCube-v1 does not ask
     assert env.task == "PullCube-v1" or not simulator.evaluate()["success"]
     other.close()
+
+
+@pytest.mark.parametrize("task", SHARED_SCENES)
+def test_a_disguised_episode_is_drawn_as_the_other_task_draws_it(vulkan, task):
+    """To the bit, so nothing but the words can tell; and goal, signals and success stay the task's own."""
+    (other,) = set(SHARED_SCENES) - {task}
+    ours, theirs = (ManiSkillEnv(each, image_size=64, chunk_size=2, terminate_on_success=False) for each in (task, other))
+    seen, physical, _ = episode(ours, Perturbation(), steps=3)
+    disguised, same_physical, _ = episode(ours, Perturbation(disguised=1.0), steps=3)
+    assert same(same_physical, physical)
+    for a, b in zip(disguised, seen, strict=True):
+        assert torch.equal(a[keys.STATE], b[keys.STATE]) and (a[keys.SIGNALS] == b[keys.SIGNALS]).all() and not torch.equal(a[keys.IMAGE], b[keys.IMAGE])
+    ours.perturbation, seeds = Perturbation(), range(SEED, SEED + 6)
+    here, there = ([env.reset(seed=seed)[keys.IMAGE].clone() for seed in seeds] for env in (ours, theirs))
+    assert torch.equal(disguised[0][keys.IMAGE], there[0]) and not torch.equal(here[0], there[0])
+    ours.perturbation = half = Perturbation(disguised=0.5)
+    ours.reset(seed=SEED)
+    for i, seed in enumerate(seeds):  # each seed anew, also where the scene is kept
+        assert torch.equal(ours.reset(seed=[seed], exact=False)[keys.IMAGE], (there if half.disguises(seed) else here)[i])
+    assert {half.disguises(seed) for seed in seeds} == {True, False}
+    shifted = Perturbation(camera_translation=(0.0, 0.05, 0.0))
+    ours.perturbation, theirs.perturbation = replace(shifted, disguised=1.0), shifted
+    assert torch.equal(ours.reset(seed=SEED)[keys.IMAGE], theirs.reset(seed=SEED)[keys.IMAGE])
+    ours.close(), theirs.close()
 
 
 def test_other_words(env, plain, shipped):
