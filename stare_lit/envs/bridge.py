@@ -15,7 +15,7 @@ import sapien
 import torch
 from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval import StackGreenCubeOnYellowCubeBakedTexInScene
 from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import BaseBridgeEnv
-from mani_skill.utils.geometry.rotation_conversions import quaternion_multiply
+from mani_skill.utils.geometry.rotation_conversions import quaternion_multiply, quaternion_to_matrix
 from mani_skill.utils.registration import REGISTERED_ENVS, register_env
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from stare_lit.envs.robots import WIDOWX
 MIN_DISTANCE = 0.01
 """Metres between an object's place and that in an official layout, from which on the layouts differ."""
 MIN_TURN = pi / 18
-"""Radians about the vertical that do as well."""
+"""Radians about the vertical that do as well. A roll does not: an eggplant that rolled about its long axis looks the same."""
 MAX_TURN = pi / 4
 """Radians by which a thing is turned at most from an official orientation (they lie up to a quarter turn apart)."""
 MIN_GAP = 0.075
@@ -57,8 +57,9 @@ class StackYellowCubeOnGreenCubeBakedTexInScene(StackGreenCubeOnYellowCubeBakedT
 
 
 def turn_between(a: Tensor, b: Tensor) -> Tensor:
-    """Angle (rad) [*B] of the rotation from unit quaternions ``a`` to ``b`` [*B, 4]."""
-    return 2 * torch.acos((a * b).sum(-1).abs().clamp(max=1.0))
+    """Angle (rad) [*B] about the vertical between the x axes of things at unit quaternions ``a`` and ``b`` [*B, 4]: their long side, where they have one."""
+    headings = [torch.atan2(axis[..., 1], axis[..., 0]) for axis in (quaternion_to_matrix(thing)[..., :, 0] for thing in (a, b))]
+    return (torch.remainder(headings[0] - headings[1] + pi, 2 * pi) - pi).abs()
 
 
 def turned(orientation: Tensor, generator: torch.Generator) -> Tensor:

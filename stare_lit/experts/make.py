@@ -11,12 +11,12 @@ REVISIONS = {
     "StackCube-v1": 2,
     "PutCarrotOnPlateInScene-v1": 6,
     "PutSpoonOnTableClothInScene-v1": 8,
-    "PutEggplantInBasketScene-v1": 7,
+    "PutEggplantInBasketScene-v1": 8,
     "StackGreenCubeOnYellowCubeBakedTexInScene-v1": 5,
     "StackYellowCubeOnGreenCubeBakedTexInScene-v1": 5,
 }
-"""Demonstrators that act, or whose robots sense, otherwise than in their first form: demonstrations carry the number, so that earlier ones are not taken
-for the present one's."""
+"""Demonstrators that act, whose robots sense, or whose layouts are drawn otherwise than in their first form: demonstrations carry the number, so that
+earlier ones are not taken for the present one's."""
 
 
 def make_demonstrator(task: str, *, toy_batch: int = 1, **settings: Any) -> tuple[EnvBase, Expert]:

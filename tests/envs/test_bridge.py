@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from tensordict import TensorDict
 
 from stare_lit import keys
@@ -73,17 +74,33 @@ def test_drawn_layouts_are_none_of_the_official_ones(env):
     assert torch.stack([place for place, _ in drawn])[:, 0, :2].std(0).min() > 0.005  # they spread
 
 
-@pytest.mark.parametrize("seed", [11, 31, 36])
+@pytest.mark.parametrize("seed", [11, 31, 36, 81, 84, 96])
 def test_an_eggplant_that_slides_onto_an_official_place_is_put_elsewhere(seed, simulated):
-    """The first layouts that these seeds draw differ from all official ones as drawn, but not at rest."""
-    from stare_lit.envs.bridge import is_none_of, official_at_rest
+    """The first layouts that these seeds draw differ from all official ones as drawn, but not at rest, or by a roll about the long axis alone."""
+    from stare_lit.envs.bridge import MIN_DISTANCE, MIN_TURN, official_at_rest
 
     env = ManiSkillEnv(simulated(EGGPLANT), observation="state")
     env.reset(seed=seed)
     places, orientations = official_at_rest(env.simulator.official_kind)
     assert len(places) == len(orientations) == OFFICIAL_LAYOUTS[EGGPLANT]
-    assert is_none_of(places, orientations, *env.simulator.layout())
+    place, orientation = env.simulator.layout()
+    headings = [Rotation.from_quat(q[0].numpy(), scalar_first=True).apply([1.0, 0.0, 0.0])[:2] for q in (orientation, *orientations)]  # of the long axis
+    drawn, *official = [heading / np.linalg.norm(heading) for heading in headings]
+    turned = np.arccos(np.clip(np.array(official) @ drawn, -1, 1))
+    moved = (places - place)[..., :2].norm(dim=-1).amax(-1).numpy()
+    assert ((moved >= MIN_DISTANCE) | (turned >= MIN_TURN - 1e-4)).all()
     env.close()
+
+
+def test_a_roll_about_the_long_axis_is_no_other_layout():
+    from stare_lit.envs.bridge import is_none_of, turn_between
+
+    upright = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    rolled, turned = upright.clone(), upright.clone()
+    rolled[0], turned[0] = torch.tensor([0.6, 0.8, 0.0, 0.0]), torch.tensor([0.8, 0.0, 0.0, 0.6])  # by 106 degrees about x, by 74 about the vertical
+    places = torch.zeros(1, 2, 3)
+    assert not is_none_of(places, upright[None], places[0], rolled) and is_none_of(places, upright[None], places[0], turned)
+    assert turn_between(upright[0], turned[0]) == pytest.approx(2 * np.arccos(0.8), abs=1e-5)
 
 
 def test_layouts_at_rest_are_none_of_the_official_ones_at_rest(env):
