@@ -1,6 +1,8 @@
 """The ablation matrix: its plan and its statistics by hand, and a tiny one on the toy from nothing to its tables, killed once on the way."""
 
 import dataclasses
+import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -27,6 +29,9 @@ import results  # noqa: E402
 
 from stare_lit.data.lock import lock_folder  # noqa: E402
 
+SPEC = importlib.util.spec_from_file_location("ablations", FOLDER / "__main__.py")
+ablations = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(ablations)
 SHIPPED = plan.read_matrix()
 SETTINGS = yaml.safe_load(plan.MATRIX.read_text())
 
@@ -131,6 +136,38 @@ def test_a_cell_whose_configuration_changed_since_it_began_is_not_continued(tmp_
     with pytest.raises(ValueError, match="ppo: .*ppo-fit.json was begun with other settings"):
         run_step(Step("ppo", ("fit",), record, None, "of now"), Console())
     assert run_step(Step("ppo", ("fit",), record, None, "of before"), Console()) == 1.0
+
+
+def test_a_cell_on_a_policy_that_is_not_there_is_refused_before_any_work(tmp_path):
+    variant, measured = SHIPPED.variant("Toy-v0", "state"), tmp_path / "results"
+    cells.check_start(SHIPPED, variant, "ppo", 0, tmp_path / "root", measured)  # its SFT is still to be run
+    path = cells.result_path(measured, variant, "sft", 0)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"digest": SHIPPED.digest(variant, "sft"), "policy": hashlib.sha256(b"weights").hexdigest()}))
+    with pytest.raises(ValueError, match="Toy-v0-state seed 0: ppo starts from sft, which was measured, but .*another --results and --root"):
+        cells.check_start(SHIPPED, variant, "ppo", 0, tmp_path / "root", measured)
+    policy = tmp_path / "root" / variant.name / "seed0" / "sft" / SHIPPED.policy
+    policy.mkdir(parents=True)
+    (policy / "model.safetensors").write_bytes(b"weights")
+    cells.check_start(SHIPPED, variant, "ppo", 0, tmp_path / "root", measured)
+    (policy / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(ValueError, match="is not its policy"):
+        cells.check_start(SHIPPED, variant, "ppo", 0, tmp_path / "root", measured)
+
+
+def test_a_cell_that_was_begun_with_other_settings_does_not_keep_the_others_from_running(tmp_path, monkeypatch):
+    variant, run = SHIPPED.variant("Toy-v0", "state"), []
+
+    def run_cell(matrix, variant, name, seed, **_):
+        run.append(name)
+        if name == "ppo":
+            raise ValueError("ppo-fit.json was begun with other settings")
+
+    monkeypatch.setattr(ablations, "run_cell", run_cell)
+    monkeypatch.setattr(ablations, "finished", lambda _, __, name, *___: {"policy": ""} if name in run and name != "ppo" else None)
+    failures = ablations.run_matrix(SHIPPED, [(variant, 0, ["sft", "ppo", "sta_ppo"])], tmp_path / "root", tmp_path / "results")
+    assert run == ["sft", "ppo", "sta_ppo"]
+    assert failures == ["Toy-v0-state seed 0: ppo: ppo-fit.json was begun with other settings"]
 
 
 def test_a_finished_cell_of_other_settings_is_kept(tmp_path):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cells import finished, run_cell
+from cells import check_start, finished, run_cell
 from figures import draw
 from plan import MATRIX, ROOT, Matrix, Variant, read_matrix
 
@@ -40,9 +40,10 @@ def chosen(matrix: Matrix, variants: list[Variant], cells: list[str] | None, see
 def run_matrix(matrix: Matrix, plan: list[tuple[Variant, int, list[str]]], root: Path, results: Path) -> list[str]:
     """All cells of ``plan``; one line for each that failed."""
     out, failures = console(), []
-    for variant, seed, names in plan:  # before any work: what is there was measured with the same settings
+    for variant, seed, names in plan:  # before any work: what is there was measured with the same settings, and can be gone on from
         for name in names:
-            finished(matrix, variant, name, seed, results)
+            if finished(matrix, variant, name, seed, results) is None:
+                check_start(matrix, variant, name, seed, root, results)
     for variant, seed, names in plan:
         with lock_folder(root / variant.name / f"seed{seed}", argument="root"):
             for name in names:
@@ -52,7 +53,7 @@ def run_matrix(matrix: Matrix, plan: list[tuple[Variant, int, list[str]]], root:
                     continue
                 try:
                     run_cell(matrix, variant, name, seed, root=root, results=results, out=out)
-                except RuntimeError as error:
+                except (RuntimeError, ValueError) as error:  # it failed, or was begun with other settings: the others go on
                     failures.append(f"{variant.name} seed {seed}: {name}: {error}")
                     out.print(failures[-1])
     return failures

@@ -41,6 +41,24 @@ def finished(matrix: Matrix, variant: Variant, cell: str, seed: int, results: Pa
     return stored
 
 
+def check_start(matrix: Matrix, variant: Variant, cell: str, seed: int, root: Path, results: Path) -> None:
+    """Raises ValueError where the policy that ``cell`` starts from is finished, but does not lie below ``root`` with the weights that were measured."""
+    after = matrix.cells[cell].after
+    before = None if after is None else finished(matrix, variant, after, seed, results)
+    if before is None:
+        return
+    policy = root / variant.name / f"seed{seed}" / str(after) / matrix.policy
+    try:
+        found = fingerprint(policy)
+    except ValueError:
+        found = "none"
+    if found != before["policy"]:
+        raise ValueError(
+            f"root={str(root)!r}: {variant.name} seed {seed}: {cell} starts from {after}, which was measured, but {policy} is not its policy "
+            f"(found {found[:12]}, measured {before['policy'][:12]}); begin the seed anew with another --results and --root, or bring the folder back"
+        )
+
+
 def run_cell(matrix: Matrix, variant: Variant, name: str, seed: int, *, root: Path, results: Path, out: Console) -> dict[str, Any]:
     """One cell, whose ``after`` is finished. A run that was killed goes on from its last checkpoint.
 

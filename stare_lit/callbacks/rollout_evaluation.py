@@ -12,9 +12,9 @@ from torchrl.envs import EnvBase
 
 from stare_lit.callbacks.provenance import all_finite, describe, save_policy
 from stare_lit.callbacks.video import FrameRecorder, real_time_fps, write_video
-from stare_lit.envs.factory import envs_for, make_env
+from stare_lit.envs.factory import check_env, envs_for, make_env
 from stare_lit.envs.seeds import split_seeds
-from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy, measure_of
+from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy, full_horizon, measure_of
 from stare_lit.evaluation.report import console, report, summary_table, write_json
 
 
@@ -63,11 +63,9 @@ class RolloutEvaluation(Callback):
         video_episodes: int = 4,
         dirpath: str | None = None,
     ) -> None:
-        for name, value in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}.items():
+        for name, value in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps, "test_episodes": test_episodes}.items():
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: at least 1, or null to switch it off")
-        if test_episodes < 1:
-            raise ValueError(f"test_episodes={test_episodes}: at least 1")
+                raise ValueError(f"{name}={value}: at least 1{'' if name == 'test_episodes' else ', or null to switch it off'}")
         if stop_at is not None and not 0 < stop_at <= 1:
             raise ValueError(f"stop_at={stop_at}: a share in (0, 1], or null")
         if split not in ("validation", "train"):
@@ -90,6 +88,11 @@ class RolloutEvaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.task = self.task or data_task(trainer)
+        self.check(self.task)
+
+    def check(self, task: str) -> None:
+        """Raises ValueError where no evaluation can be made; ``stare fit`` asks before it makes demonstrations, which takes long."""
+        check_env(task, envs_for(len(self.seeds["fit"]), self.num_envs, self.num_workers), num_workers=self.num_workers, **full_horizon({}, self.environment))
 
     # -- when ------------------------------------------------------------------------------------------------------------
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -171,11 +174,9 @@ class RolloutEvaluation(Callback):
     def _measure(self, trainer: Trainer, policy: Any, kind: str) -> Evaluation:
         start, seeds = time.monotonic(), self.seeds[kind]
         if self._env is None:
-            size = {} if self.image_size is None else {"image_size": self.image_size}
-            settings = {**policy.environment, **size, "terminate_on_success": False, **self.environment}
+            settings = full_horizon(policy.environment | ({} if self.image_size is None else {"image_size": self.image_size}), self.environment)
             with isolate_rng():  # training goes on as if nothing had been measured
-                num_envs = envs_for(len(seeds), self.num_envs, self.num_workers)
-                self._env = make_env(self.task, num_envs, num_workers=self.num_workers, **settings)
+                self._env = make_env(self.task, envs_for(len(seeds), self.num_envs, self.num_workers), num_workers=self.num_workers, **settings)
         recorder = FrameRecorder(seeds[: self.video_episodes])
         with isolate_rng(), trainer.precision_plugin.forward_context():
             result = evaluate_policy(policy, self._env, seeds, task=self.task, temperature=self.temperature, watch=recorder)

@@ -18,7 +18,7 @@ from stare_lit.envs.factory import envs_for, make_env
 from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.seeds import Split, split_seeds
 from stare_lit.envs.signals import instructions_of
-from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy
+from stare_lit.evaluation.evaluate import Evaluation, evaluate_policy, full_horizon
 from stare_lit.evaluation.report import console, report, stage_table, summary_table, write_json
 from stare_lit.models.vla import VLAPolicy
 from stare_lit.models.vla.io import Dtype
@@ -62,7 +62,7 @@ def _load(checkpoint: str | Path, device: str, dtype: Dtype) -> VLAPolicy:
 
 def environment_of(own: Mapping[str, Any], split: Split, asked: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Settings of the environment: the policy's ``own``, those of the protocol of ``split``, and over both what was ``asked`` for."""
-    settings = {**own, "terminate_on_success": False, **(asked or {})}
+    settings = full_horizon(own, asked or {})
     return (OFFICIAL_VIEW if split == "official" and settings["observation"] == "image" else {}) | settings
 
 
@@ -201,7 +201,7 @@ def eval(
     if output:
         out.print(f"report  {write_json(output, report(results, gains, config=config))}")
     if video:
-        out.print(f"video   {video}")
+        out.print(f"video   {video if results['policy'].environment['observation'] == 'image' else 'none: the policy reads the state and sees no images'}")
     if split not in ("test", "official") and not compare and not asked:
         usual = {name: parameter.default for name, parameter in signature(eval).parameters.items()}
         changed = [f"--{name}={value if isinstance(value, str) else json.dumps(value, default=str)}" for name, value in common.items() if value != usual[name]]

@@ -24,7 +24,9 @@ from stare_lit.callbacks.provenance import fingerprint, lineage
 from stare_lit.cli.eval import evaluate_checkpoint
 from stare_lit.cli.steps import Step, run_step
 from stare_lit.data.lock import lock_folder
-from stare_lit.evaluation.evaluate import Evaluation
+from stare_lit.envs.factory import check_env, envs_for
+from stare_lit.envs.seeds import split_seeds
+from stare_lit.evaluation.evaluate import Evaluation, full_horizon
 from stare_lit.evaluation.report import console, report, stage_table, write_json
 
 PLACEHOLDERS = "{start}, {root}, {task}"
@@ -37,7 +39,8 @@ class Phase:
     Args:
         name: folder below the root, and row of the report.
         config: configuration file of ``stare fit``.
-        arguments: further arguments; ``{start}`` is the policy folder of the phase before, ``{root}`` the root, ``{task}`` the task.
+        arguments: further arguments; ``{start}`` is the policy folder of the phase before, ``{root}`` the root, ``{task}`` the task. Without a
+            ``--data.task`` (or ``--data.tasks``) among them the phase is trained on the task, whatever its configuration says.
         policy: which policy folder of the run goes on to the next phase and to the test.
     """
 
@@ -65,6 +68,13 @@ class Measurement:
     num_workers: int | None = None
     environment: dict[str, Any] = field(default_factory=dict)
 
+    def check(self, task: str) -> None:
+        """Raises ValueError for what could not be measured on ``task``: told before the phases, not after them."""
+        if self.temperature < 0:
+            raise ValueError(f"test.temperature={self.temperature}: 0 is greedy; give 0 or more")
+        num_envs = envs_for(len(split_seeds("test", self.num_episodes)), self.num_envs, self.num_workers)
+        check_env(task, num_envs, num_workers=self.num_workers, **full_horizon({}, self.environment))
+
 
 def ipi(
     phases: list[Phase],
@@ -87,13 +97,14 @@ def ipi(
         test: how the policies are measured, after the training clock has stopped; null: 200 test seeds, greedy.
     """
     phases, folder, test = _checked(phases, until), Path(root), test or Measurement()
+    test.check(task)
     steps: list[Step] = []
     values = {"root": str(folder), "task": task, "start": start}
     if demos is not None:
         steps.append(Step("demos", ("demos", *_filled(demos, values, "demos")), record=folder / "demos.json"))
     for phase in phases:
         run = folder / phase.name
-        command = ("fit", "--config", phase.config, "--run_dir", str(run), *_filled(phase.arguments, values, phase.name))
+        command = ("fit", "--config", phase.config, "--run_dir", str(run), *_filled(_on_task(phase.arguments), values, phase.name))
         steps.append(Step(phase.name, command, record=folder / f"{phase.name}.json", run_dir=run))
         values["start"] = str(run / phase.policy)
     out = console()
@@ -113,6 +124,11 @@ def _checked(phases: Sequence[Phase], until: str | None) -> list[Phase]:
         if not Path(phase.config).is_file():
             raise ValueError(f"phases: {phase.name}: config={phase.config!r} is not a file here; run from the folder that holds configs/, or give its path")
     return list(phases if until is None else phases[: names.index(until) + 1])
+
+
+def _on_task(arguments: Sequence[str]) -> tuple[str, ...]:
+    """``arguments``, at whose end the phase is told its task, over what its configurations say; unless they name one (or several)."""
+    return (*arguments, *(() if any(word.startswith("--data.task") for word in arguments) else ("--data.task={task}",)))
 
 
 def _filled(arguments: Sequence[str], values: dict[str, str | None], name: str) -> list[str]:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from stare_lit.algorithms.phase import PhaseModule
 from stare_lit.callbacks.exact_resume import ExactResume
+from stare_lit.callbacks.rollout_evaluation import RolloutEvaluation
 from stare_lit.cli.checkpoint import CheckedCheckpointIO, check_checkpoint
 from stare_lit.cli.run_folder import choose_run_dir, fill_run_dir, next_config_path
 
@@ -61,9 +62,12 @@ class StareCLI(LightningCLI):
         fill_run_dir(config.trainer, self.run_dir)
 
     def after_instantiate_classes(self) -> None:
-        """Check that model and data fit, and record the configuration: from here on the folder holds a run."""
+        """Check that model and data fit, and what evaluates them, and record the configuration: from here on the folder holds a run."""
         if isinstance(self.model, PhaseModule) and self.datamodule is not None:
             self.model.check_data(self.datamodule)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RolloutEvaluation) and (task := callback.task or getattr(self.datamodule, "task", None)):
+                callback.check(task)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = CheckedCheckpointIO()
         if not getattr(self.trainer, "fast_dev_run", False):

@@ -9,7 +9,7 @@ from stare_lit.envs.seeds import Split, split_range
 from stare_lit.envs.transforms import RewardConfig
 from stare_lit.evaluation.episode import record_episode
 from stare_lit.evaluation.report import console
-from stare_lit.evaluation.stage_plot import save, terminal
+from stare_lit.evaluation.stage_plot import check_path, save, terminal
 from stare_lit.models.vla import VLAPolicy
 
 
@@ -45,6 +45,7 @@ def stages(
         output: file to write; its ending chooses the format (.png, .pdf, .svg).
     """
     check_renderer(task, visuals=visuals, cameras=cameras)
+    check_path(output)
     seeds = split_range(split, task)
     if not 0 <= episode < len(seeds):
         raise ValueError(f"episode={episode}: the {split} split has the episodes 0..{len(seeds) - 1}")

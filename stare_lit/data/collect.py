@@ -65,6 +65,8 @@ def collect_demos(
     """
     if num_episodes < 1:
         raise ValueError(f"num_episodes={num_episodes}: at least 1")
+    if num_workers is not None and num_workers < 0:
+        raise ValueError(f"num_workers={num_workers}: give 0 (none beside this process) or more, or leave it out for one a core")
     if not 0 <= seed_range[0] < seed_range[1]:
         raise ValueError(f"seed_range={tuple(seed_range)}: needs 0 <= low < high")
     if num_workers is None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -48,7 +49,34 @@ def toy_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Those of ``settings``, of any task, that the toy has. Raises ValueError where they ask for others."""
     renderer = {name: settings[name] for name in ("visuals", "cameras") if name in settings}
     check_renderer(TOY, **renderer)
-    return {name: value for name, value in settings.items() if name not in renderer}
+    own = {name: value for name, value in settings.items() if name not in renderer}
+    from stare_lit.envs.toy import ToyEnv
+
+    known = [name for name, parameter in signature(ToyEnv.__init__).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    if unknown := sorted(set(own) - set(known)):
+        raise ValueError(f"environment: {', '.join(unknown)}: {TOY} has no such setting; choose from {', '.join(known)}")
+    return own
+
+
+def check_env(task: str, num_envs: int, *, num_workers: int | None = None, **settings: Any) -> None:
+    """The checks of ``make_env`` that need no simulator, for a caller that has long work to do before it makes one.
+
+    Raises:
+        ValueError: unknown task, or a setting that is unknown or does not fit.
+    """
+    if num_envs < 1:
+        raise ValueError(f"num_envs={num_envs}: at least 1.")
+    if not isinstance(perturbation := settings.get("perturbation", Perturbation()), Perturbation):
+        raise ValueError(f"perturbation={perturbation!r}: give a Perturbation; on the command line, stare eval has --perturbation.")
+    get_spec(task)
+    if task == TOY:
+        toy_settings(settings)
+        return
+    if num_workers is not None and (num_workers < 0 or (num_workers and num_envs % num_workers)):
+        raise ValueError(f"num_envs={num_envs} does not divide over num_workers={num_workers}; choose a multiple.")
+    from stare_lit.envs.simulator import check_settings
+
+    check_settings(task, **settings)
 
 
 def make_env(
@@ -82,22 +110,14 @@ def make_env(
     Raises:
         ValueError: unknown task or a setting that does not fit, before any process starts.
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs={num_envs}: at least 1.")
-    perturbation = settings.get("perturbation", Perturbation())
-    if not isinstance(perturbation, Perturbation):
-        raise ValueError(f"perturbation={perturbation!r}: give a Perturbation; on the command line, stare eval has --perturbation.")
-    spec = get_spec(task)
     reward = reward or RewardConfig(mode="sparse", gamma=1.0)
     settings["dense_reward"] = reward.mode == "dense"
+    check_env(task, num_envs, num_workers=num_workers, **settings)
     if task == TOY:
         from stare_lit.envs.toy import ToyEnv
 
         base: EnvBase = ToyEnv(num_envs, device=device, **toy_settings(settings))
     else:
-        from stare_lit.envs.simulator import check_settings
-
-        check_settings(task, **settings)
         if torch.device(device).type == "cuda" and num_workers is None:
             from stare_lit.envs.maniskill import ManiSkillEnv
 
@@ -106,7 +126,7 @@ def make_env(
             workers = default_num_workers(num_envs) if num_workers is None else num_workers
             base = EnvironmentPool(partial(_single, task, **settings), num_envs, workers, step_timeout=step_timeout, rebuild_on_seed=rebuild_on_seed)
     instruction = InstructionText(base.instructions) if tokenize is None else InstructionTokens(tokenize(list(base.instructions)))
-    return TransformedEnv(base, Compose(*stage_transforms(spec, reward), instruction))
+    return TransformedEnv(base, Compose(*stage_transforms(get_spec(task), reward), instruction))
 
 
 def seeded_reset(env: EnvBase, seeds: Sequence[int] | Tensor, *, exact: bool = True) -> TensorDictBase:

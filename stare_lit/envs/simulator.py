@@ -11,6 +11,9 @@ from stare_lit.envs.perturbations import Perturbation
 from stare_lit.envs.robots import OFFICIAL_LAYOUTS, robot_of
 from stare_lit.envs.signals import SIGNALS, instructions_of
 
+OF_EPISODES = {"chunk_size", "terminate_on_success", "seed_range", "max_episode_steps"}
+"""Settings of ``ManiSkillEnv`` of which the simulator knows nothing."""
+
 
 @dataclass(frozen=True)
 class SimulatorConfig:
@@ -60,6 +63,8 @@ def _check(config: SimulatorConfig) -> None:
 def check_settings(task: str, **settings: Any) -> None:
     """The checks of ``make_simulator`` that need no simulator, for a caller that is about to start processes."""
     known = {field.name for field in fields(SimulatorConfig)}
+    if unknown := sorted(set(settings) - known - OF_EPISODES):
+        raise ValueError(f"environment: {', '.join(unknown)}: no such setting; choose from {', '.join(sorted((known | OF_EPISODES) - {'task'}))}")
     _check(SimulatorConfig(task, **{name: value for name, value in settings.items() if name in known}))
 
 

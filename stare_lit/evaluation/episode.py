@@ -94,6 +94,8 @@ def record_episode(
         raise ValueError("reward.mode='dense': the environment's own reward holds no shaping to draw; choose 'stage', 'potential' or 'sparse'")
     if policy is not None and policy.environment["observation"] != "image":
         raise ValueError("policy: it reads the low-dimensional state and sees no images, of which the drawing is made; give a policy that does, or none")
+    if action_noise < 0:
+        raise ValueError(f"action_noise={action_noise}: a standard deviation; give 0 or more")
     if policy is not None and action_noise:
         raise ValueError(f"action_noise={action_noise}: is for the expert; a policy takes temperature")
     if policy is None and temperature:

@@ -1,6 +1,6 @@
 """Run a policy over given seeds to the full horizon and say how it did."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,17 @@ KEEP = (*(keys.next_(key) for key in OUTCOME), ("next", keys.SIGNALS, UPRIGHT), 
 def measure_of(task: str) -> Literal["success_once", "success_at_end"]:
     """Which success counts on ``task``: at the last step where its benchmark judges then (SimplerEnv's Bridge tasks), at any step elsewhere."""
     return "success_at_end" if robot_of(task).judged_at_end else "success_once"
+
+
+def full_horizon(own: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an environment for ``evaluate_policy``: a policy's ``own``, no end at success, and over both what was ``asked`` for.
+
+    Raises:
+        ValueError: episodes were asked to end at success, so that success_at_end would mean nothing.
+    """
+    if asked.get("terminate_on_success"):
+        raise ValueError("environment: terminate_on_success=true would end episodes at success, and an evaluation runs them to the full horizon; leave it out")
+    return {**own, "terminate_on_success": False, **asked}
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,13 @@ def draw(episode: Episode) -> Figure:
     return figure
 
 
+def check_path(path: str | Path) -> None:
+    """Raises ValueError for a file whose ending names no format that can be drawn."""
+    known = Figure().canvas.get_supported_filetypes()
+    if Path(path).suffix.removeprefix(".") not in known:
+        raise ValueError(f"output={str(path)!r}: its ending chooses the format; choose one of .{', .'.join(sorted(known))}")
+
+
 def save(episode: Episode, path: str | Path) -> Path:
     """Write ``draw(episode)`` to ``path`` (the ending chooses the format: .png, .pdf, .svg)."""
     path = Path(path)

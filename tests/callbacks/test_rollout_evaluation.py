@@ -13,6 +13,7 @@ from stare_lit import keys
 from stare_lit.callbacks import NonFiniteGuard, Provenance, RolloutEvaluation, provenance, rollout_evaluation
 from stare_lit.callbacks.non_finite import NonFiniteError
 from stare_lit.callbacks.provenance import CHECKPOINT_KEY, fingerprint, lineage
+from stare_lit.cli.lightning import run
 from stare_lit.evaluation.evaluate import Evaluation
 
 
@@ -179,6 +180,24 @@ def test_the_real_toy_environment_video_and_test_run(tmp_path):
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         evaluation(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "Toy-v9"}, "'Toy-v9' has no stages"),
+        ({"environment": {"max_step": 9}}, "max_step: Toy-v0 has no such setting"),
+        ({"environment": {"terminate_on_success": True}}, "terminate_on_success=true would end episodes at success"),
+        ({"task": "PushCube-v1", "num_workers": 3}, "num_envs=5 does not divide over num_workers=3"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_before_there_are_demonstrations(settings, message, tmp_path):
+    values = {"task": "Toy-v0", "num_episodes": 5, "num_envs": 5, **settings}
+    callback = {"class_path": "stare_lit.callbacks.RolloutEvaluation", "init_args": values}
+    words = ["fit", "--config=configs/toy/sft.yaml", f"--run_dir={tmp_path / 'run'}", f"--data.folder={tmp_path / 'demos'}"]
+    with pytest.raises(ValueError, match=message):
+        run([*words, f"--trainer.callbacks={json.dumps([callback])}"])
+    assert not (tmp_path / "demos").exists() and not list((tmp_path / "run").glob("*.yaml"))
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from stare_lit.cli import steps
-from stare_lit.cli.ipi import Phase, _checked, _filled
+from stare_lit.cli.ipi import Measurement, Phase, _checked, _filled, ipi
 from stare_lit.cli.steps import Step, run_step
 
 
@@ -103,3 +103,43 @@ def test_placeholders():
     assert _filled(["--data.folder={root}/demos", "{a: 1}"], values, "sft") == ["--data.folder=runs/ipi/demos", "{a: 1}"]
     with pytest.raises(ValueError, match="no phase came before"):
         _filled(["--model.policy.path={start}"], values, "sft")
+
+
+def test_every_phase_is_trained_on_the_task_unless_it_names_its_own(tmp_path, monkeypatch):
+    config, seen = tmp_path / "sft.yaml", []
+    config.touch()
+
+    class Enough(Exception):
+        pass
+
+    def run_step(step, out):
+        seen.append(step.command)
+        if len(seen) == 3:
+            raise Enough
+        return 1.0
+
+    monkeypatch.setattr("stare_lit.cli.ipi.run_step", run_step)
+    phases = [Phase("sft", str(config), ("--config=configs/task/stack_cube.yaml",)), Phase("two", str(config), ("--data.tasks=[PushCube-v1]",))]
+    with pytest.raises(Enough):
+        ipi([*phases, Phase("other", str(config), ("--data.task=PullCube-v1",))], task="StackCube-v1", root=str(tmp_path / "root"))
+    assert seen[0][-2:] == ("--config=configs/task/stack_cube.yaml", "--data.task=StackCube-v1")  # the last word counts
+    assert seen[1][-1] == "--data.tasks=[PushCube-v1]" and seen[2][-1] == "--data.task=PullCube-v1"
+
+
+@pytest.mark.parametrize(
+    ("task", "test", "message"),
+    [
+        ("PushCub-v1", {}, "'PushCub-v1' has no stages"),
+        ("PushCube-v1", {"num_episodes": 0}, "num_episodes=0"),
+        ("PushCube-v1", {"temperature": -1.0}, "test.temperature=-1.0"),
+        ("PushCube-v1", {"num_workers": 3}, "num_envs=8 does not divide over num_workers=3"),
+        ("PushCube-v1", {"environment": {"max_step": 9}}, "max_step: no such setting"),
+        ("Toy-v0", {"environment": {"terminate_on_success": True}}, "terminate_on_success=true"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_the_phases(task, test, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("stare_lit.cli.ipi.run_step", lambda *_: pytest.fail("a phase was run"))
+    config = tmp_path / "sft.yaml"
+    config.touch()
+    with pytest.raises(ValueError, match=message):
+        ipi([Phase("sft", str(config))], task=task, root=str(tmp_path / "root"), test=Measurement(**test))

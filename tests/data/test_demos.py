@@ -143,6 +143,8 @@ class TestCollect:
             collect_demos(DemoSettings("Toy-v0", visuals="light"), 1, out=tmp_path)
         with pytest.raises(ValueError, match="num_episodes=0"):
             collect_demos(DemoSettings("Toy-v0"), 0, out=tmp_path)
+        with pytest.raises(ValueError, match="num_workers=-1"):
+            collect_demos(DemoSettings("Toy-v0"), 1, out=tmp_path, num_workers=-1)
         collect_demos(DemoSettings("Toy-v0", image_size=16), 1, out=tmp_path)
         with pytest.raises(ValueError, match="image_size is 16, asked for 32"):
             collect_demos(DemoSettings("Toy-v0", image_size=32), 1, out=tmp_path)

@@ -1,5 +1,8 @@
 """make_env and the seeds: refusals before any process starts, and one flat batch of ManiSkill environments in two processes."""
 
+from dataclasses import fields
+from inspect import signature
+
 import pytest
 import torch
 from torchrl.envs.utils import check_env_specs, step_mdp
@@ -11,6 +14,7 @@ from stare_lit.envs.maniskill import ManiSkillEnv
 from stare_lit.envs.rollout import MASK, run_episodes
 from stare_lit.envs.seeds import SEED_RANGES, split_range, split_seeds
 from stare_lit.envs.signals import INSTRUCTIONS
+from stare_lit.envs.simulator import OF_EPISODES, SimulatorConfig
 from stare_lit.envs.transforms import RewardConfig
 
 PUSH = "PushCube-v1"
@@ -51,13 +55,21 @@ def test_default_workers_always_share_the_environments_evenly(cores, monkeypatch
         (PUSH, 2, {"image_size": 2}, "image_size=2"),
         (PUSH, 2, {"observation": "depth"}, "observation='depth'"),
         (PUSH, 3, {"num_workers": 2}, "num_envs=3 does not divide over num_workers=2"),
+        (PUSH, 2, {"num_workers": -1}, "num_workers=-1"),
+        (PUSH, 2, {"max_step": 100}, "max_step: no such setting; choose from cameras, chunk_size, .*, max_episode_steps, "),
         (TOY, 2, {"chunk_size": 0}, "chunk_size=0"),
+        (TOY, 2, {"max_step": 100}, "max_step: Toy-v0 has no such setting; choose from chunk_size, "),
     ],
 )
 def test_refusals_come_before_any_process_starts(task, num_envs, settings, message, monkeypatch):
     monkeypatch.setattr(pool.mp, "get_context", lambda *_: pytest.fail("a process was started"))
     with pytest.raises(ValueError, match=message):
         make_env(task, num_envs, **settings)
+
+
+def test_the_settings_that_are_known_are_those_of_the_environment():
+    taken = set(signature(ManiSkillEnv.__init__).parameters) - {"self", "device"}
+    assert {field.name for field in fields(SimulatorConfig)} | OF_EPISODES == taken
 
 
 def test_toy():

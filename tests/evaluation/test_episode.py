@@ -93,6 +93,13 @@ def test_the_command_writes_a_picture(tmp_path, capsys):
         stages(task="Nope-v0", output=str(tmp_path / "x.png"))
 
 
+@pytest.mark.parametrize("name", ["x", "x.foo", "x.png.part"])
+def test_a_file_of_no_known_format_is_refused_before_the_episode(name, monkeypatch):
+    monkeypatch.setattr("stare_lit.cli.stages.record_episode", lambda *_, **__: pytest.fail("an episode was run"))
+    with pytest.raises(ValueError, match=f"output='{name}': its ending chooses the format; choose one of .*png"):
+        stages(task="Toy-v0", output=name)
+
+
 def test_the_official_split_is_drawn_through_its_own_camera(simulated, tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr("stare_lit.cli.stages.save", lambda found, output: shown.update(image=found.images[0]))
@@ -109,6 +116,7 @@ def test_the_official_split_is_drawn_through_its_own_camera(simulated, tmp_path,
         ({"cameras": ("hand_camera",)}, "Toy-v0 is seen from above alone"),
         ({"cameras": ("hand_camera",), "checkpoint": "runs/x"}, "Toy-v0 is seen from above alone"),
         ({"cameras": ("hand_camera",), "checkpoint": "runs/x", "task": "StackCube-v1"}, "cameras=.*checkpoint='runs/x' sees through its own"),
+        ({"action_noise": -1.0}, "action_noise=-1.0: a standard deviation"),
         ({"temperature": 5.0}, "temperature=5.0: is for a policy"),
         ({"episode": 1_000_000}, r"episode=1000000: the validation split has the episodes 0\.\.999999"),
         ({"episode": -1}, "episode=-1: the validation split"),
