@@ -111,7 +111,7 @@ class TestEveryTask:
         spec, index, _ = labelled(task, demos)
         for row, mask in zip(index[demos.success], demos.mask[demos.success], strict=True):
             labels = row[mask]
-            assert labels[0] == 0 and labels[-1] == spec.num_stages and (labels.diff() >= 0).all()
+            assert labels[0] == 0 and labels[-1] == spec.num_stages
             assert set(labels.tolist()) >= set(range(spec.num_stages - 1)), labels  # placing may take no step of its own
 
     def test_success_ends_the_last_stage(self, task, demos):

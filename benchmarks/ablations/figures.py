@@ -82,7 +82,7 @@ def draw(matrix: Matrix, results: Path, out: Console) -> None:
     tables += [claims_table(matrix, variants, runs), effects_table(matrix, variants, runs)]
     out.print(*tables)
     with (results / "tables.md").open("w") as file:
-        Console(file=file, width=400).print(*tables)
+        Console(file=file, width=1000).print(*tables)
     commits = {row["commit"] for rows in runs.values() for row in rows}
     if len(commits) > 1:
         out.print(f"these cells were run at {len(commits)} commits: {', '.join(sorted(map(str, commits)))}")
