@@ -91,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         console().print(f"process {process.pid}, its output in {log}")
         return 0
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the weights of a cell depend on it to the bit, and cells side by side would fight for the cores
     os.chdir(ROOT)  # configurations name files from here
     failures = run_matrix(matrix, plan, root, results)
     draw(matrix, results, console())

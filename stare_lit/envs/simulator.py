@@ -1,5 +1,6 @@
 """Making a ManiSkill3 simulator: checks first, no prompt, light visuals, its cameras."""
 
+import functools
 import logging
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -87,6 +88,18 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in ("No initial pose set for actor builder", "Mimic targets dictionary is missing"))
 
 
+@functools.cache
+def _hold_render_engine() -> Any:
+    """A material that lives as long as the process, and SAPIEN's render engine with it. Where there is no camera nothing else holds the engine: each
+    material of a scene, and with it each rebuild, would start Vulkan anew, which is half of the time of a rebuild. None where there is no Vulkan."""
+    from sapien.render import RenderMaterial
+
+    try:
+        return RenderMaterial()
+    except RuntimeError:
+        return None  # who needs a material says so itself
+
+
 def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
     """The unwrapped ManiSkill environment and its horizon in steps.
 
@@ -104,7 +117,7 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
     from stare_lit.envs.perturbed_scene import scale_objects
 
     logger.addFilter(_is_news)
-
+    _hold_render_engine()
     missing = missing_assets(config.task)
     if missing:
         commands = "; ".join(f"python -m mani_skill.utils.download_asset {asset}" for asset in missing)
