@@ -82,15 +82,16 @@ def test_specs(mode: str) -> None:
     terminal=st.sampled_from(["zero", "keep"]),
     bootstrap=st.booleans(),
     terminate=st.booleans(),
+    monotone=st.booleans(),
     shaping_gamma=st.sampled_from([None, 1.0, 0.8]),
     seed=st.integers(0, 10_000),
 )
 def test_shaping_telescopes(
     gamma: float, chunk: int, limit: int, mode: str, stage_mode: str, form: str, terminal: str, bootstrap: bool, terminate: bool,
-    shaping_gamma: float | None, seed: int,
+    monotone: bool, shaping_gamma: float | None, seed: int,
 ) -> None:  # fmt: skip
     """sum_t gamma^t F_t = c (gamma^T Phi(s_T) - Phi(s_0)) over every episode, whatever ends it and whoever is reset beside it; gamma is the shaping's."""
-    config = RewardConfig(mode, gamma, 0.7, stage_mode, form, terminal, bootstrap, shaping_gamma=shaping_gamma)
+    config = RewardConfig(mode, gamma, 0.7, stage_mode, form, terminal, bootstrap, monotone, shaping_gamma)
     gamma = gamma if shaping_gamma is None else shaping_gamma
     env = make(config, chunk_size=chunk, max_episode_steps=limit, terminate_on_success=terminate, observation="state")
     env.set_seed(seed)
@@ -151,6 +152,19 @@ def test_dropping_the_block_takes_the_stage_back() -> None:
     assert online[-1] == 4 and online[online.index(2) + 1] < 2
     offline = stages(monotone=True)
     assert offline[-1] == 4 and offline == sorted(offline)
+
+
+@pytest.mark.parametrize("monotone", [True, False])
+def test_a_milestone_stays_paid(monotone: bool) -> None:
+    """What an episode was paid so far is at least the stages that it has ended, where nothing is taken back (`configs/ablations/milestones.yaml`)."""
+    env = make(RewardConfig(shaping_gamma=1.0, terminal="keep", monotone=monotone, form="linear"), observation="state")
+    env.set_seed(0)
+    kept = []
+    for episode in episodes(collect(env, 60, fumbles=0.3)):
+        paid = (episode["next", keys.REWARD] - episode["next", SPARSE_REWARD]).squeeze(-1).cumsum(0) + episode[0][keys.POTENTIAL]
+        ended = episode["next", keys.STAGE_INDEX].cummax(0).values / SPEC.num_stages
+        kept.append(bool((paid >= ended - 1e-5).all()))
+    assert all(kept) == monotone
 
 
 @pytest.mark.parametrize("mode", ["sparse", "dense", "potential", "stage"])
