@@ -214,6 +214,9 @@ def test_a_gain_is_paired_by_seed():
     close = results.gain([row("a", i, s) for i, s in enumerate((0.50, 0.51, 0.52))], [row("b", i, s) for i, s in enumerate((0.49, 0.47, 0.48))])
     assert close[1] < 0 < close[2]  # three runs do not show three points
     assert results.gain(better, [row("b", 7, 0.1)]) is None  # no seed in common
+    assert results.gain(better, [each | {"task": "StackCube-v1"} for each in worse]) is None  # no task in common
+    both = results.gain(better + [each | {"observation": "image"} for each in better], worse + [each | {"observation": "image"} for each in worse[:1]])
+    assert both[0] == pytest.approx(0.6375) and both[3] == 4  # (0.6 + 0.6 + 0.75 + 0.6) / 4
     one = results.gain([better[0] | {"test_successes": [1, 1, 1, 0]}], [worse[0] | {"test_successes": [0, 0, 1, 0]}])
     assert one[0] == pytest.approx(0.6) and one[1] < 0.5 < one[2] and one[3] == 1  # the interval over its test episodes
     assert np.isnan(results.gain(better[:1], worse)[1])  # of a result that did not keep them

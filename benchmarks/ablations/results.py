@@ -47,12 +47,12 @@ def interval(statistic: Callable[..., np.ndarray], *strata: Sequence[float]) -> 
 
 
 def gain(better: list[dict[str, Any]], worse: list[dict[str, Any]]) -> tuple[float, float, float, int] | None:
-    """Success of one cell less that of another, both from the same seeds: mean difference, 95 % interval and how many seeds; None without a common one.
+    """Success of one cell less that of another, paired by task and seed: mean difference, 95 % interval and how many pairs; None without one.
 
-    The interval is the wider one of two: over all test episodes, which both cells share, and the paired t interval over the seeds, of which there must be
+    The interval is the wider one of two: over all test episodes, which both cells share, and the paired t interval over the pairs, of which there must be
     several that differ (two that happen to agree say nothing). nan where neither is known.
     """
-    pairs = [(a, b) for a in better for b in worse if a["seed"] == b["seed"]]
+    pairs = [(a, b) for a in better for b in worse if all(a[key] == b[key] for key in ("task", "observation", "seed"))]
     if not pairs:
         return None
     difference = np.array(_test([a for a, _ in pairs])) - np.array(_test([b for _, b in pairs]))
@@ -175,10 +175,11 @@ def claims_table(matrix: Matrix, variants: list[Variant], runs: Runs) -> Table:
 
 
 def effects_table(matrix: Matrix, variants: list[Variant], runs: Runs) -> Table:
-    """Points of success that each claim and each comparison gains, seed by seed and over all: what `docs/method.md` speaks of."""
-    title = "effects: the first less the second in points of success, of each seed [95 % over its test episodes] (seed); over all seeds as above"
+    """Points of success that each claim and each comparison gains, seed by seed, over all seeds and over all tasks: what `docs/method.md` speaks of."""
+    title = "effects: the first less the second in points of success, of each seed [95 % over its test episodes] (seed); over all seeds, or runs, as above"
     found = Table(title=escape(title), title_justify="left", box=box.MARKDOWN)
-    for column in ("first", "second", *(name for variant in variants for name in (variant.name, "all seeds"))):
+    over_tasks = ["all tasks (runs)"] if len(variants) > 1 else []
+    for column in ("first", "second", *(name for variant in variants for name in (variant.name, "all seeds")), *over_tasks):
         found.add_column(column)
     for first, second in (*matrix.claims, *matrix.comparisons):
         shown = []
@@ -187,6 +188,10 @@ def effects_table(matrix: Matrix, variants: list[Variant], runs: Runs) -> Table:
             every = gain(ours, theirs)
             each = [(row["seed"], gain([row], theirs)) for row in ours]
             shown += [", ".join(f"{_points(*one[:3])} ({seed})" for seed, one in each if one) or "-", "-" if every is None else _points(*every[:3])]
+        if over_tasks:
+            sides = ([row for variant in variants for row in runs.get((variant.name, cell), [])] for cell in (first, second))
+            every = gain(*sides)
+            shown.append("-" if every is None else f"{_points(*every[:3])} ({every[3]})")
         if set(shown) != {"-"}:
             found.add_row(first, second, *shown)
     return found
