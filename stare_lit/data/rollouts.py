@@ -58,7 +58,7 @@ class RolloutDataModule(LightningDataModule):
         reward: what the policy is paid.
         visuals: renderer meshes of a ManiSkill task; Toy-v0 has none, so there only auto.
         device: where the environments live.
-        rebuild: build CPU simulators anew for each round (0.26 s each), so that a stopped run goes on exactly; false for short rounds of cheap steps.
+        rebuild: build CPU simulators anew for each round (0.05 to 0.26 s each): a stopped run goes on exactly; false for short rounds of cheap steps.
         ray: sample in actors of a Ray cluster, each with its share of ``num_envs`` and seeds of its own; null: here.
         staleness: rounds that the sampling policy may lie behind the learner. 0: sample, then learn. 1: sample the next round while this one is
             learnt from, by a frozen copy of the policy (one more copy of its weights in memory); the ratio is taken to what that copy did.

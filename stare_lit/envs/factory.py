@@ -135,7 +135,7 @@ def seeded_reset(env: EnvBase, seeds: Sequence[int] | Tensor, *, exact: bool = T
     Args:
         env: made by ``make_env``, batch size [N].
         seeds: N episode seeds.
-        exact: build CPU simulators anew (0.26 s each), so that an episode is a function of its seed to the bit; see ``ManiSkillEnv``.
+        exact: build CPU simulators anew (0.05 to 0.26 s each), so that an episode is a function of its seed to the bit; see ``ManiSkillEnv``.
 
     Raises:
         ValueError: not one seed for each environment.

@@ -105,7 +105,7 @@ class EnvironmentPool(EnvBase):
         num_envs: environments.
         num_workers: processes; ``num_envs`` must divide over them.
         rebuild_on_seed: build every simulator anew at the first reset after ``set_seed``, so that what follows is a function of the seed to the bit.
-            It takes 0.26 s each (a plain reset 2 ms); without, contact caches of earlier episodes may move a later one by centimetres.
+            It takes 0.05 to 0.26 s each (a plain reset 2 ms); without, contact caches of earlier episodes may move a later one by centimetres.
         step_timeout: seconds that a worker may take for one decision or reset of its environments before it counts as hanging.
         start_timeout: the same for making them; a software renderer compiles its shaders at the first start.
     """

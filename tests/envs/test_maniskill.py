@@ -1,5 +1,6 @@
 """ManiSkillEnv: one class over all tasks, then what is tricky about episodes, chunks, seeds and resets."""
 
+import time
 from functools import partial
 
 import pytest
@@ -51,6 +52,20 @@ def expert_episode(env, seed, max_steps=50):
         steps.append(step(env, td, actions[-1]).clone())
         td = step_mdp(steps[-1])
     return torch.stack(actions), steps
+
+
+def test_materials_of_a_scene_without_cameras_do_not_start_vulkan_anew(simulated):
+    """A rebuild of StackCube-v1 makes several; alone, each would start and end SAPIEN's render engine (0.16 s on an Intel Xeon at 2.0 GHz)."""
+    from sapien.render import RenderMaterial
+
+    from stare_lit.envs.simulator import _hold_render_engine
+
+    ManiSkillEnv(simulated("StackCube-v1"), observation="state").close()
+    assert _hold_render_engine.cache_info().currsize == 1 and isinstance(_hold_render_engine(), RenderMaterial)
+    started = time.perf_counter()
+    for _ in range(5):
+        RenderMaterial()
+    assert time.perf_counter() - started < 0.1
 
 
 class TestEveryTask:
