@@ -360,7 +360,7 @@ def test_a_tiny_matrix_runs_is_killed_goes_on_and_is_drawn(tmp_path):
     assert set(found) == {"sft-seed0", "ppo-seed0", "sta_tpo-seed0", "ipi-seed0"}
     for name, cell in found.items():
         assert cell["env_steps"]["all"] >= cell["env_steps"]["own"] > 0 and cell["seconds"]["all"] >= cell["seconds"]["fit"] > 0, name
-        assert cell["test_seeds"] == [2_000_000, 2_000_005] and {"hardware", "versions", "commit", "policy"} <= set(cell)
+        assert cell["test_seeds"] == [2_000_000, 2_000_005] and {"hardware", "versions", "commit", "policy"} <= set(cell) and cell["hardware"]["threads"] == 1
         assert str(tmp_path / "runs") not in json.dumps(cell["commands"])
     ppo, ipi = found["ppo-seed0"], found["ipi-seed0"]
     steps = [point["env_steps"] for point in ppo["curve"]]

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it: weights depend on it to the bit, and cells side by side would fight for cores
 sys.path.insert(0, str(Path(__file__).parent))
 from cells import check_start, finished, run_cell
 from figures import draw
@@ -91,7 +92,6 @@ def main(argv: list[str] | None = None) -> int:
         console().print(f"process {process.pid}, its output in {log}")
         return 0
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the weights of a cell depend on it to the bit, and cells side by side would fight for the cores
     os.chdir(ROOT)  # configurations name files from here
     failures = run_matrix(matrix, plan, root, results)
     draw(matrix, results, console())

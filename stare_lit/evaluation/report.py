@@ -33,9 +33,9 @@ def package_versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine, in words that carry over to another one."""
+    """The machine, in words that carry over to another one; ``threads`` of a tensor operation, on which the last bits of a result depend, too."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return {"cpu": _cpu_model(), "cores": os.cpu_count(), "gpus": gpus, "system": platform.platform()}
+    return {"cpu": _cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus, "system": platform.platform()}
 
 
 def _cpu_model() -> str:
