@@ -117,12 +117,14 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
     from stare_lit.envs.perturbed_scene import scale_objects
 
     logger.addFilter(_is_news)
-    _hold_render_engine()
+
     missing = missing_assets(config.task)
     if missing:
         commands = "; ".join(f"python -m mani_skill.utils.download_asset {asset}" for asset in missing)
         raise ValueError(f"task={config.task!r} needs assets that are not on disk: {missing}. Download them with: {commands} (or set MS_ASSET_DIR).")
     sees = config.observation == "image"
+    if not sees:
+        _hold_render_engine()
     settings: dict[str, Any] = {
         "num_envs": config.num_envs,
         "obs_mode": "none" if sees else "state",
