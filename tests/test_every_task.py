@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from scipy.stats import binom
 from tensordict import TensorDict
 from torchrl.envs.utils import step_mdp
 
@@ -24,10 +23,10 @@ WORSE = 0.2  # share of the longest step, standard deviation
 NUM_RANDOM = {PANDA: 100, WIDOWX: 30}  # episodes; a step of a WidowX is 0.2 s and takes ten times as long to simulate
 PUSHED = ("PushCube-v1", "PullCube-v1")
 DAWDLING = (*PUSHED, "Toy-v0")  # noise makes them stay where the error is small, which lowers its mean: results/stage_costs.json
-ACCIDENTS = {  # success ends every stage, and this is the simulator's; the share of episodes in which random actions happen on it
-    "PushCube-v1": (9 / 400, "the cube is knocked into its goal"),
-    "PutCarrotOnPlateInScene-v1": (1 / 200, "the carrot is swept against the plate: within half its diagonal is on it"),
-    "PutSpoonOnTableClothInScene-v1": (3 / 200, "the spoon is swept onto the cloth"),
+ACCIDENTS = {  # success ends every stage, and this is the simulator's
+    "PushCube-v1": "random actions knock the cube into its goal (9 of 400 episodes)",
+    "PutCarrotOnPlateInScene-v1": "random actions sweep the carrot against the plate, where within half its diagonal is on it (1 of 200 episodes)",
+    "PutSpoonOnTableClothInScene-v1": "random actions sweep the spoon onto the cloth (3 of 200 episodes)",
 }
 
 
@@ -186,10 +185,10 @@ class TestEveryTask:
         by_itself, at_all = torch.stack(passed).flatten(), torch.stack(best).flatten() >= 2
         allowed = num // 100
         assert by_itself.sum() <= allowed  # not because a success ended every stage
-        share, accident = ACCIDENTS.get(task, (0.0, ""))
-        assert at_all.sum() <= max(allowed, binom.ppf(0.999, num, share))  # which episode it is hangs on the last bit, and so on the processor
+        # of 30 episodes two are such on one processor and none on another: it hangs on the last bits
+        assert at_all.sum() <= (max(0.04 * num, 2) if task in ACCIDENTS else allowed)
         if at_all.sum() > allowed:
-            pytest.xfail(f"{accident}: success in {int(at_all.sum())} of {num} episodes of random actions, which ends every stage")
+            pytest.xfail(f"{ACCIDENTS[task]}: success in {int(at_all.sum())} of {num} episodes, which ends every stage")
 
 
 def test_every_task_has_a_demonstrator():

@@ -117,7 +117,6 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
     from stare_lit.envs.perturbed_scene import scale_objects
 
     logger.addFilter(_is_news)
-
     missing = missing_assets(config.task)
     if missing:
         commands = "; ".join(f"python -m mani_skill.utils.download_asset {asset}" for asset in missing)
