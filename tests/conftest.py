@@ -1,5 +1,6 @@
 """Shape checks for the pure layers, one torch thread, and the optional shared test data."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,8 +39,11 @@ def vulkan() -> Iterator[None]:
 
     Keeps a renderer alive, for when the last one goes the next compiles its shaders again (seconds).
     """
+    import mani_skill.envs  # noqa: F401  the rest of what is imported
     import sapien
 
+    gc.collect()
+    gc.freeze()  # the simulator collects garbage at each rebuild, a third of a second over all that is imported; that never is any
     try:
         renderer = sapien.render.RenderSystem(sapien.Device("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
