@@ -88,16 +88,23 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in ("No initial pose set for actor builder", "Mimic targets dictionary is missing"))
 
 
+def _render_device() -> str:
+    """ManiSkill's name of what draws the cameras."""
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
 @functools.cache
 def _hold_render_engine() -> Any:
-    """A material that lives as long as the process, and SAPIEN's render engine with it. Where there is no camera nothing else holds the engine: each
-    material of a scene, and with it each rebuild, would start Vulkan anew, which is half of the time of a rebuild. None where there is no Vulkan."""
-    from sapien.render import RenderMaterial
+    """A renderer that lives as long as the process, and SAPIEN's render engine with it. Where there is no camera nothing else holds the engine: each
+    material of a scene, and with it each rebuild, would start Vulkan anew, which is half of the time of a rebuild. None where there is no Vulkan.
+
+    It is one of the device that a camera of this process would use, for SAPIEN's engine stays with its first device."""
+    import sapien
 
     try:
-        return RenderMaterial()
+        return sapien.render.RenderSystem(sapien.Device(_render_device().replace("gpu", "cuda")))
     except RuntimeError:
-        return None  # who needs a material says so itself
+        return None  # who needs a renderer says so itself
 
 
 def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
@@ -130,7 +137,7 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
         "reward_mode": "normalized_dense" if config.dense_reward else "none",
         "control_mode": robot_of(config.task).control_mode,
         "sim_backend": "physx_cpu" if config.num_envs == 1 else "physx_cuda",
-        "render_backend": ("gpu" if torch.cuda.is_available() else "cpu") if sees else "none",
+        "render_backend": _render_device() if sees else "none",
     }
     try:
         if config.task in OFFICIAL_LAYOUTS:

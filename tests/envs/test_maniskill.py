@@ -1,5 +1,7 @@
 """ManiSkillEnv: one class over all tasks, then what is tricky about episodes, chunks, seeds and resets."""
 
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -61,11 +63,27 @@ def test_materials_of_a_scene_without_cameras_do_not_start_vulkan_anew(simulated
     from stare_lit.envs.simulator import _hold_render_engine
 
     ManiSkillEnv(simulated("StackCube-v1"), observation="state").close()
-    assert _hold_render_engine.cache_info().currsize == 1 and isinstance(_hold_render_engine(), RenderMaterial)
+    assert _hold_render_engine.cache_info().currsize == 1 and _hold_render_engine() is not None
     started = time.perf_counter()
     for _ in range(5):
         RenderMaterial()
     assert time.perf_counter() - started < 0.1
+
+
+IN_THIS_ORDER = """
+from stare_lit.envs.maniskill import ManiSkillEnv
+blind = ManiSkillEnv("PushCube-v1", observation="state")
+seeing = ManiSkillEnv("PushCube-v1")
+blind.reset(seed=0)
+assert seeing.reset(seed=0)["observation", "image"].float().std() > 1
+"""
+
+
+def test_a_process_without_cameras_may_still_get_one(simulated):
+    """SAPIEN's engine stays with the first device it was started on: what is held where there is no camera must be of the device that cameras use."""
+    simulated("PushCube-v1")
+    done = subprocess.run([sys.executable, "-c", IN_THIS_ORDER], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 class TestEveryTask:
