@@ -44,13 +44,13 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1)
 
 
-def finger_forces(agent: Any, actor: Any) -> tuple[float, float]:
-    """Newtons with which each of the two fingers presses on ``actor``, of one CPU scene; one walk through the contacts for both."""
+def finger_forces(agent: Any, actor: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Force [3] in newtons with which each of the two fingers presses on ``actor``, of one CPU scene; one walk through the contacts for both."""
     from mani_skill.utils.sapien_utils import compute_total_impulse, get_multiple_pairwise_contacts
 
     fingers = [link._bodies[0].entity for link in (agent.finger1_link, agent.finger2_link)]
     contacts = get_multiple_pairwise_contacts(agent.scene.px.get_contacts(), actor._objs[0], fingers)
-    first, second = (float(np.linalg.norm(compute_total_impulse(contacts[finger])) / agent.scene.px.timestep) for finger in fingers)
+    first, second = (compute_total_impulse(contacts[finger]) / agent.scene.px.timestep for finger in fingers)
     return first, second
 
 
@@ -59,7 +59,7 @@ def _touches(env: Any, actor: Any) -> Tensor:
     if env.scene.gpu_sim_enabled:
         fingers = (env.agent.finger1_link, env.agent.finger2_link)
         return torch.maximum(*(_norm(env.scene.get_pairwise_contact_forces(link, actor)) for link in fingers)) > CONTACT_FORCE
-    return torch.tensor([max(finger_forces(env.agent, actor)) > CONTACT_FORCE])
+    return torch.tensor([max(np.linalg.norm(force) for force in finger_forces(env.agent, actor)) > CONTACT_FORCE])
 
 
 def _along_x(env: Any, offset: float) -> Signals:

@@ -15,9 +15,9 @@ def test_a_grasp_is_told_as_by_the_agent(task, held, simulated):
     while not td["done"]:
         td = env.step(td.set(keys.ACTION_CHUNK, expert.act(env).reshape(1, 7)))["next"]
         actor = simulator.objs[simulator.source_obj_name] if held is None else getattr(simulator, held)
-        for least in (0.5, 5.0):
-            asked = simulator.agent.is_grasping(actor, least)
-            assert torch.equal(asked, type(simulator.agent).is_grasping(simulator.agent, actor, least))
-            seen.add(bool(asked))
-    assert seen == {True, False}
+        for question in ((0.5, 85), (5.0, 85), (0.5, 12), (0.5, 1)):  # newtons, degrees
+            asked = simulator.agent.is_grasping(actor, *question)
+            assert torch.equal(asked, type(simulator.agent).is_grasping(simulator.agent, actor, *question))
+            seen.add((question, bool(asked)))
+    assert {((0.5, 85), True), ((0.5, 85), False), ((0.5, 1), False)} < seen
     env.close()

@@ -9,7 +9,7 @@ import torch
 from stare_lit import keys
 from stare_lit.envs.direct import OneActor, OneLink
 from stare_lit.envs.maniskill import ManiSkillEnv
-from stare_lit.envs.robots import PANDA, robot_of
+from stare_lit.envs.robots import PANDA, WIDOWX, robot_of
 from stare_lit.envs.signals import SIGNALS
 from stare_lit.envs.stepping import EndEffectorStepper
 
@@ -30,8 +30,8 @@ def actions(num, seed):
 
 
 @pytest.mark.parametrize("task", [task for task in SIGNALS if robot_of(task) is PANDA])
-def test_equals_maniskill_to_the_bit(task):
-    theirs, ours = stock(task), ManiSkillEnv(task, observation="state", terminate_on_success=False, dense_reward=True)
+def test_equals_maniskill_to_the_bit(task, simulated):
+    theirs, ours = stock(simulated(task)), ManiSkillEnv(task, observation="state", terminate_on_success=False, dense_reward=True)
     observation, _ = theirs.reset(seed=5, options={"reconfigure": True})
     td = ours.reset(seed=5)
     for action in actions(45, seed=1):
@@ -49,7 +49,30 @@ def test_equals_maniskill_to_the_bit(task):
     ours.close()
 
 
-def test_an_unreachable_target_leaves_the_arm_where_it_is():
+@pytest.mark.parametrize("task", [task for task in SIGNALS if robot_of(task) is WIDOWX])
+def test_a_widowx_is_driven_as_by_maniskill_to_the_bit(task, simulated):
+    """Both in our scenes, whose layouts are drawn; actions up to the limit, some turns far beyond it and, at the end, a target that is out of reach."""
+    theirs, ours = (ManiSkillEnv(simulated(task), observation="state", terminate_on_success=False) for _ in range(2))
+    drawn = torch.from_numpy(actions(24, seed=1)) * torch.tensor(ours.action_limit)
+    drawn[5, 3:6] = torch.tensor([0.9, -2.0, 1.4])
+    drawn[18:, :6] = torch.tensor([0.3, 0.0, 0.3, 0.0, 0.0, 0.0])
+    for env in (theirs, ours):
+        env.reset(seed=5)
+        assert type(env._stepper) is EndEffectorStepper
+    theirs._stepper = None  # ManiSkill's own controller
+    arms, held = [env.simulator.agent.controller.controllers["arm"] for env in (theirs, ours)], 0
+    for action in drawn:
+        (info, _), (own, _) = (env._advance(action[None]) for env in (theirs, ours))
+        assert torch.equal(theirs.simulator.get_state(), ours.simulator.get_state())
+        assert torch.equal(arms[0]._target_pose.raw_pose, arms[1]._target_pose.raw_pose)
+        assert torch.equal(theirs.simulator.get_obs(info), ours.simulator.get_obs(own)) and torch.equal(info["success"], own["success"])
+        held += torch.equal(arms[0]._target_qpos, arms[0]._start_qpos)
+    assert held > 2
+    theirs.close()
+    ours.close()
+
+
+def test_an_unreachable_target_leaves_the_arm_where_it_is(vulkan):
     theirs, ours = stock("PushCube-v1"), stock("PushCube-v1")
     for env in (theirs, ours):
         env.reset(seed=0, options={"reconfigure": True})
@@ -65,14 +88,14 @@ def test_an_unreachable_target_leaves_the_arm_where_it_is():
     ours.close()
 
 
-def test_other_controllers_are_left_to_maniskill():
+def test_other_controllers_are_left_to_maniskill(vulkan):
     for mode in ("pd_joint_delta_pos", "pd_ee_target_delta_pose", "pd_ee_delta_pos", "pd_ee_pose"):
         env = stock("PushCube-v1", mode)
         assert not EndEffectorStepper.fits(env), mode
         env.close()
 
 
-def test_an_action_that_is_not_finite_is_refused():
+def test_an_action_that_is_not_finite_is_refused(vulkan):
     env = stock("PushCube-v1")
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"action=.*must be finite"):
