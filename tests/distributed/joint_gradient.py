@@ -1,6 +1,6 @@
-"""One update of a phase on made-up data; each process takes its share of the batch. Run by test_strategies.py: alone, and by torchrun in two processes.
+"""One update of each phase on made-up data; each process takes its share of the batch. Run by test_strategies.py: alone, and by torchrun in two processes.
 
-python joint_gradient.py <sft|sta_tpo|sta_ppo|sta_ppo_micro> <strategy> <file for the gradients and logged metrics>
+python joint_gradient.py <strategy> <folder for the gradients and logged metrics> <sft|sta_tpo|sta_ppo|sta_ppo_micro> ...
 """
 
 import json
@@ -142,19 +142,16 @@ class CountSyncs(Callback):
         self.blocked += not getattr(trainer.strategy.model, "require_backward_grad_sync", True)
 
 
-def main() -> None:
-    phase, strategy, path = sys.argv[1:]
-    torch.set_num_threads(1)
+def update(phase: str, strategy: str, folder: Path) -> None:
+    """Write `<phase>.safetensors`, the gradients of one update, and `<phase>.json`, what was logged and counted."""
     make_module, make_batch = PHASES[phase]
     kept, counted = KeepGradients(), CountSyncs()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     devices = int(os.environ.get("WORLD_SIZE", 1))
-    if strategy == "fsdp":
-        strategy = ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
     trainer = Trainer(
         accelerator="cpu",
         devices=devices,
-        strategy=strategy,
+        strategy=ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1) if strategy == "fsdp" else strategy,
         max_epochs=1,
         use_distributed_sampler=False,
         callbacks=[kept, counted],
@@ -164,12 +161,19 @@ def main() -> None:
     trainer.fit(module, Data(make_batch))
     whole = module.whole_policy()  # of all processes
     if trainer.is_global_zero:
-        if "COUNT_SYNCS" in os.environ:
-            Path(os.environ["COUNT_SYNCS"]).write_text(f"blocked {counted.blocked} of {counted.passes}")
         assert whole.state_dict().keys() == policy().state_dict().keys()
         assert whole.act(observations(2), temperature=0.0)[keys.ACTION_CHUNK].isfinite().all()
-        save_file({name: gradient.contiguous() for name, gradient in kept.gradients.items()}, path)
-        Path(path).with_suffix(".json").write_text(json.dumps({name: float(value) for name, value in trainer.callback_metrics.items()}))
+        save_file({name: gradient.contiguous() for name, gradient in kept.gradients.items()}, folder / f"{phase}.safetensors")
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        found = {"metrics": metrics, "blocked": counted.blocked, "passes": counted.passes}
+        (folder / f"{phase}.json").write_text(json.dumps(found))
+
+
+def main() -> None:
+    strategy, folder, *phases = sys.argv[1:]
+    torch.set_num_threads(1)
+    for phase in phases:
+        update(phase, strategy, Path(folder))
 
 
 if __name__ == "__main__":

@@ -5,56 +5,72 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("joint_gradient.py")
+PHASES = ("sft", "sta_tpo", "sta_ppo")
+Updates = dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]
 
 
-def update(phase: str, strategy: str, path: Path, num_processes: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Gradients and logged metrics of one update."""
+def updates(folder: Path, strategy: str, phases: Sequence[str], num_processes: int) -> Updates:
+    """Gradients of one update of each phase, and what was logged and counted; one start of the processes for all, which takes longer than they do."""
     environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")} | {"OMP_NUM_THREADS": "1"}
-    line = [sys.executable, str(SCRIPT), phase, strategy, str(path)]
+    line = [sys.executable, str(SCRIPT), strategy, str(folder), *phases]
     if num_processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         line[1:1] = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}", "--master_addr=127.0.0.1", f"--master_port={port}"]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(path), json.loads(path.with_suffix(".json").read_text())
+    return {phase: (load_file(folder / f"{phase}.safetensors"), json.loads((folder / f"{phase}.json").read_text())) for phase in phases}
 
 
-@pytest.fixture(scope="module", params=["sft", "sta_tpo", "sta_ppo"])
-def one(request, tmp_path_factory) -> tuple[str, dict[str, torch.Tensor], dict[str, float]]:
-    """A phase, and its update in one process."""
-    return request.param, *update(request.param, "auto", tmp_path_factory.mktemp("one") / "one.safetensors", 1)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Updates:
+    """In one process."""
+    return updates(tmp_path_factory.mktemp("alone"), "auto", PHASES, 1)
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory) -> Updates:
+    """In two processes, each with all weights."""
+    return updates(tmp_path_factory.mktemp("ddp"), "ddp", [*PHASES, "sta_ppo_micro"], 2)
+
+
+@pytest.fixture(scope="module")
+def fsdp(tmp_path_factory) -> Updates:
+    """In two processes, each with a share of the weights."""
+    return updates(tmp_path_factory.mktemp("fsdp"), "fsdp", PHASES, 2)
+
+
+def assert_same_gradients(together: dict[str, torch.Tensor], single: dict[str, torch.Tensor]) -> None:
+    assert single.keys() == together.keys()
+    scale = float(max(gradient.abs().max() for gradient in single.values()))
+    assert scale > 1e-4
+    for name, gradient in single.items():
+        torch.testing.assert_close(together[name], gradient, atol=2e-6 * max(1.0, scale), rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_give_the_gradients_of_the_joint_batch(one, strategy, tmp_path):
-    phase, alone, metrics = one
-    together, joint_metrics = update(phase, strategy, tmp_path / "two.safetensors", 2)
-    assert alone.keys() == together.keys()
-    scale = max(gradient.abs().max() for gradient in alone.values())
-    assert scale > 1e-4
-    for name, gradient in alone.items():
-        torch.testing.assert_close(together[name], gradient, atol=float(2e-6 * max(1.0, scale)), rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
-    counted = [name for name in metrics if name in ("rollout/episodes", "rollout/success", "rollout/return")]
+@pytest.mark.parametrize("phase", PHASES)
+def test_two_processes_give_the_gradients_of_the_joint_batch(phase, strategy, alone, request):
+    (gradients, found), (single, expected) = request.getfixturevalue(strategy)[phase], alone[phase]
+    assert_same_gradients(gradients, single)
+    counted = [name for name in expected["metrics"] if name in ("rollout/episodes", "rollout/success", "rollout/return")]
     assert counted or phase != "sta_ppo"
     for name in counted:
-        assert joint_metrics[name] == pytest.approx(metrics[name], rel=1e-5), name
+        assert found["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-5), name
 
 
-def test_micro_batches_of_two_processes_average_their_gradients_once(tmp_path, monkeypatch):
+def test_micro_batches_of_two_processes_average_their_gradients_once(alone, ddp):
     """The same gradients as the whole round in one process: what stays here for a while is not lost."""
-    alone, _ = update("sta_ppo", "auto", tmp_path / "one.safetensors", 1)
-    monkeypatch.setenv("COUNT_SYNCS", str(tmp_path / "syncs"))
-    together, _ = update("sta_ppo_micro", "ddp", tmp_path / "two.safetensors", 2)
-    scale = float(max(gradient.abs().max() for gradient in alone.values()))
-    for name, gradient in alone.items():
-        torch.testing.assert_close(together[name], gradient, atol=2e-6 * max(1.0, scale), rtol=1e-4)
-    assert (tmp_path / "syncs").read_text() == "blocked 2 of 3"
+    gradients, found = ddp["sta_ppo_micro"]
+    assert_same_gradients(gradients, alone["sta_ppo"][0])
+    assert (found["blocked"], found["passes"]) == (2, 3)
