@@ -54,6 +54,12 @@ def test_rollout_rate_runs(tmp_path):
     assert row["observation"] == "state" and row["stock"] > 0 and row["ours"] > 0
 
 
+def test_step_time(tmp_path, simulated):
+    load("step_time").step_time([simulated("StackCube-v1")], num_seeds=1, pairs=1, out=tmp_path / "out.json")
+    found = json.loads((tmp_path / "out.json").read_text())["results"]["StackCube-v1"]
+    assert found["maniskill"] > 0 and found["ours"] > 0 and found["steps"] > 10
+
+
 def test_compiled(tmp_path):
     tiny(4, image_size=32, hidden_size=32, num_layers=1, channels=(8, 8, 8)).save_pretrained(tmp_path / "policy")
     sizes = ["--num_envs=2", "--minibatch_size=4", "--pairs=1"]
