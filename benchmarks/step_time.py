@@ -19,10 +19,9 @@ from rich.table import Table
 
 from stare_lit import keys
 from stare_lit.data.demonstrator import run_expert
-from stare_lit.envs.maniskill import ManiSkillEnv
 from stare_lit.envs.seeds import split_seeds
 from stare_lit.evaluation.report import command_line, console, hardware, package_versions, write_json
-from stare_lit.experts.maniskill import ManiSkillExpert
+from stare_lit.experts.make import make_demonstrator
 
 TASKS = ("StackCube-v1", "LiftPegUpright-v1", "PutCarrotOnPlateInScene-v1", "PutEggplantInBasketScene-v1")
 
@@ -50,23 +49,25 @@ def step_time(tasks: Sequence[str] = TASKS, num_seeds: int = 3, pairs: int = 5, 
 
 def _compare(task: str, seeds: list[int], pairs: int) -> dict[str, Any]:
     """Medians over the pairs, in milliseconds a step, and of their ratio, with its range."""
-    env = ManiSkillEnv(task, observation="state", terminate_on_success=False)
-    episodes = [run_expert(env, ManiSkillExpert(task), [seed])[0][keys.ACTION] for seed in seeds]
+    env, expert = make_demonstrator(task, observation="state", terminate_on_success=False)
+    data, table = run_expert(env, expert, seeds)
+    episodes = data[keys.ACTION].split(table["length"].tolist())
     measured = [[_replay(env, seeds, episodes, ours) for ours in (False, True)] for _ in range(pairs)]
     env.close()
-    (theirs, own), ends = zip(*[[time for time, _ in pair] for pair in measured], strict=True), [end for pair in measured for _, end in pair]
+    ends = [end for pair in measured for _, end in pair]
     assert all(torch.equal(end, ends[0]) for end in ends), f"{task}: the two sides ended in different states"
+    theirs, own = ([pair[side][0] for pair in measured] for side in (0, 1))
     ratios = [a / b for a, b in zip(theirs, own, strict=True)]
     return {
         "maniskill": median(theirs),
         "ours": median(own),
         "ratio": median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
-        "steps": sum(map(len, episodes)),
+        "steps": len(data),
     }
 
 
-def _replay(env: ManiSkillEnv, seeds: list[int], episodes: list[torch.Tensor], ours: bool) -> tuple[float, torch.Tensor]:
+def _replay(env: Any, seeds: list[int], episodes: Sequence[torch.Tensor], ours: bool) -> tuple[float, torch.Tensor]:
     """Milliseconds a step, and the simulator's last state."""
     seconds = 0.0
     for seed, actions in zip(seeds, episodes, strict=True):

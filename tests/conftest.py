@@ -42,10 +42,12 @@ def vulkan() -> Iterator[None]:
     import mani_skill.envs  # noqa: F401  the rest of what is imported
     import sapien
 
+    from stare_lit.envs.simulator import render_device
+
     gc.collect()
     gc.freeze()  # the simulator collects garbage at each rebuild, a third of a second over all that is imported; that never is any
     try:
-        renderer = sapien.render.RenderSystem(sapien.Device("cuda" if torch.cuda.is_available() else "cpu"))
+        renderer = sapien.render.RenderSystem(sapien.Device(render_device()))
     except RuntimeError as error:
         pytest.skip(f"ManiSkill needs a Vulkan device: {error}; stare doctor says what to install")
     yield

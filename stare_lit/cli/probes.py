@@ -13,9 +13,10 @@ def render() -> dict[str, Any]:
     """Render a red box in front of the white background with SAPIEN alone; ``spread`` is the contrast of the image, in [0, 1]."""
     import numpy as np
     import sapien
-    import torch
 
-    device = sapien.Device("cuda" if torch.cuda.is_available() else "cpu")
+    from stare_lit.envs.simulator import render_device
+
+    device = sapien.Device(render_device())
     scene = sapien.Scene([sapien.physx.PhysxCpuSystem(), sapien.render.RenderSystem(device)])
     scene.set_ambient_light([1.0, 1.0, 1.0])
     builder = scene.create_actor_builder()

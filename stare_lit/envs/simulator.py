@@ -88,9 +88,9 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in ("No initial pose set for actor builder", "Mimic targets dictionary is missing"))
 
 
-def _render_device() -> str:
-    """ManiSkill's name of what draws the cameras."""
-    return "gpu" if torch.cuda.is_available() else "cpu"
+def render_device() -> str:
+    """What draws the cameras of this process, as SAPIEN and ManiSkill name it."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @functools.cache
@@ -102,7 +102,7 @@ def _hold_render_engine() -> Any:
     import sapien
 
     try:
-        return sapien.render.RenderSystem(sapien.Device(_render_device().replace("gpu", "cuda")))
+        return sapien.render.RenderSystem(sapien.Device(render_device()))
     except RuntimeError:
         return None  # who needs a renderer says so itself
 
@@ -137,7 +137,7 @@ def make_simulator(config: SimulatorConfig) -> tuple[Any, int]:
         "reward_mode": "normalized_dense" if config.dense_reward else "none",
         "control_mode": robot_of(config.task).control_mode,
         "sim_backend": "physx_cpu" if config.num_envs == 1 else "physx_cuda",
-        "render_backend": _render_device() if sees else "none",
+        "render_backend": render_device() if sees else "none",
     }
     try:
         if config.task in OFFICIAL_LAYOUTS:
